@@ -1,0 +1,89 @@
+"""The tensors of a graph as a table: name, dtype, shape, bytes. It reads nodes, and makes no tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sandbox import printable
+
+from . import manifest as m
+
+_MAX_NAME = 300
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor: where it lies in the object ("state_dict.fc.weight"), dtype, shape, and bytes as indexed."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    location: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": [*self.shape],
+            "bytes": self.nbytes,
+            "location": self.location,
+        }
+
+
+def list_tensors(graph: m.Graph) -> Iterator[TensorInfo]:
+    """Each strided tensor once, under the first name by which it is met. The graph has been checked."""
+    seen = set()
+    stack = [("", graph.root)]
+    while stack:
+        name, index = stack.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        node = graph.nodes[index]
+        if isinstance(node, (m.Tensor, m.Quantized)):
+            yield _info(graph, name, node)
+        else:
+            stack += [
+                (f"{name}.{label}" if name else label, child)
+                for label, child in reversed([*_children(graph, node)])
+            ]
+
+
+def _info(graph: m.Graph, name: str, node: m.Tensor | m.Quantized) -> TensorInfo:
+    dtype = m.DTYPES[node.dtype]
+    nbytes = math.prod(node.size) * getattr(torch, dtype).itemsize
+    location = graph.storages[node.storage].location
+    return TensorInfo(name, dtype, tuple(node.size), nbytes, printable(location, _MAX_NAME))
+
+
+def _children(graph: m.Graph, node: m.Node) -> Iterator[tuple[str, int]]:
+    if isinstance(node, (m.List, m.Tuple, m.Set, m.Deque)):
+        yield from ((str(position), child) for position, child in enumerate(node.items))
+    elif isinstance(node, m.Dict):
+        yield from _pairs(graph, node.keys, node.values)
+    elif isinstance(node, m.Opaque):
+        if node.state != m.NONE:
+            # An object's attributes read as its own: "model.conv.weight", not "model.state.conv.weight".
+            state = graph.nodes[node.state]
+            if isinstance(state, m.Dict):
+                yield from _pairs(graph, state.keys, state.values)
+            else:
+                yield "state", node.state
+        yield from ((f"args.{position}", child) for position, child in enumerate(node.args))
+        yield from node.kwargs.items()
+        yield from ((str(position), child) for position, child in enumerate(node.items))
+        yield from _pairs(graph, node.keys, node.values)
+    else:
+        yield from m.parts(node)
+
+
+def _pairs(graph: m.Graph, keys: list[int], values: list[int]) -> Iterator[tuple[str, int]]:
+    for key, value in zip(keys, values, strict=True):
+        name = graph.nodes[key]
+        yield (printable(name, _MAX_NAME) if isinstance(name, str) else f"[{key}]"), value

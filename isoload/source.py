@@ -1,0 +1,249 @@
+"""What the caller gave → a source: a descriptor whose bytes the worker opens and the result lies on.
+
+A snapshot is a sealed memfd, so that neither the worker nor anybody else can change the bytes after the copy.
+With `mmap=True` the source is the file itself, as with torch.load(mmap=True): whoever can write the file can
+change the tensors. Nothing here looks at what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import io
+import os
+import re
+import stat
+import threading
+from typing import Any, BinaryIO, Union
+
+import psutil
+
+from sandbox import create_memfd, printable, seal
+
+from .errors import CheckpointError, IntegrityError, LimitError
+
+SourceLike = Union[str, "os.PathLike[str]", BinaryIO, bytes, bytearray, memoryview]
+
+_CHUNK = 1 << 24
+_SENDFILE_MAX = 0x7FFFF000  # what one sendfile(2) moves at most
+
+
+class Source:
+    """The bytes of one checkpoint: `fd`, `size` in bytes, and a printable `name` for messages.
+
+    Use as a context manager: leaving it closes the descriptor. Mappings that were made of it live on.
+    """
+
+    def __init__(self, fd: int, size: int, name: str) -> None:
+        self.fd = fd
+        self.size = size
+        self.name = name
+        self.digest: Digest | None = None
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.digest is not None:
+            self.digest.cancel()
+        os.close(self.fd)
+
+    def start_digest(self) -> Digest:
+        """Begin the sha256 of the bytes in another thread."""
+        self.digest = Digest(self.fd, self.size)
+        return self.digest
+
+
+class Digest:
+    """A sha256 that is computed while the worker reads. hashlib lets go of the interpreter lock."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self._size = fd, size
+        self._hash = hashlib.sha256()
+        self._cancelled = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="isoload-sha256", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        buffer = memoryview(bytearray(min(_CHUNK, max(1, self._size))))
+        done = 0
+        try:
+            while done < self._size and not self._cancelled:
+                count = os.preadv(self._fd, [buffer[: self._size - done]], done)
+                if not count:
+                    raise OSError(errno.EIO, "the file became shorter while it was read")
+                self._hash.update(buffer[:count])
+                done += count
+        except OSError as error:
+            self._error = error
+
+    def cancel(self) -> None:
+        """Stop, and wait until the thread has let go of the descriptor."""
+        self._cancelled = True
+        self._thread.join()
+
+    def hexdigest(self) -> str:
+        """Wait for the whole digest. Raises OSError where the file could not be read."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._hash.hexdigest()
+
+    def verify(self, expected: str, name: str) -> None:
+        """Raise IntegrityError unless the digest is `expected`."""
+        actual = self.hexdigest()
+        if not hmac.compare_digest(actual, expected.lower()):
+            raise IntegrityError(
+                f"{name}: its sha256 is {actual}, not {expected.lower()}: this is another file than the one "
+                "you named, or it was changed; nothing was loaded"
+            )
+
+
+def check_sha256(sha256: str | None) -> None:
+    """Raise TypeError or ValueError unless `sha256` is None or 64 hexadecimal digits."""
+    if sha256 is None:
+        return
+    if not isinstance(sha256, str):
+        raise TypeError(f"sha256 must be a str, not {type(sha256).__name__}")
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ValueError("sha256 must be 64 hexadecimal digits")
+
+
+def open_source(f: SourceLike, *, mmap: bool, max_source: int) -> Source:
+    """Make a source of what the caller gave.
+
+    Raises OSError for a path that cannot be opened, TypeError or ValueError for a wrong argument,
+    CheckpointError for what is no regular file or is empty, LimitError for more than `max_source` bytes.
+    """
+    if isinstance(f, (str, os.PathLike)):
+        return _from_path(f, mmap, max_source)
+    if mmap:
+        raise ValueError("mmap=True needs a path: there is no file to lie on")
+    if isinstance(f, (bytes, bytearray, memoryview)):
+        return _from_buffer(memoryview(f).cast("B"), max_source)
+    if callable(getattr(f, "read", None)):
+        return _from_file(f, max_source)
+    raise TypeError(
+        f"expected a path, a binary file object or bytes, not {type(f).__name__}"
+    )
+
+
+def _from_path(path: str | os.PathLike[str], mmap: bool, max_source: int) -> Source:
+    # O_NONBLOCK: opening a FIFO must not wait for a writer.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    name = printable(os.fsdecode(path), 512)
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{name}: is no regular file (a pipe, socket or device)")
+        size = os.fstat(fd).st_size
+        _check_size(size, max_source, name)
+        if mmap:
+            return Source(fd, size, name)
+        memory = _snapshot(fd, 0, size, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return memory
+
+
+def _from_buffer(view: memoryview, max_source: int) -> Source:
+    name = f"<{view.nbytes} bytes>"
+    _check_size(view.nbytes, max_source, name)
+    memfd = create_memfd("isoload-source")
+    try:
+        _write_all(memfd, view)
+        seal(memfd)
+    except BaseException:
+        os.close(memfd)
+        raise
+    return Source(memfd, view.nbytes, name)
+
+
+def _from_file(f: Any, max_source: int) -> Source:
+    name = printable(str(getattr(f, "name", "<file object>")), 512)
+    region = _region(f)
+    if region is not None:
+        fd, offset, size = region
+        _check_size(size, max_source, name)
+        source = _snapshot(fd, offset, size, name)
+        f.seek(0, io.SEEK_END)  # the bytes count as read
+        return source
+    memfd = create_memfd("isoload-source")
+    try:
+        size = 0
+        while chunk := f.read(_CHUNK):
+            if isinstance(chunk, str):
+                raise TypeError("the file object gives text: open it in binary mode")
+            size += len(chunk)
+            _check_size(size, max_source, name)
+            _write_all(memfd, memoryview(chunk).cast("B"))
+        _check_size(size, max_source, name)
+        seal(memfd)
+    except BaseException:
+        os.close(memfd)
+        raise
+    return Source(memfd, size, name)
+
+
+def _region(f: Any) -> tuple[int, int, int] | None:
+    """The descriptor, position and number of bytes left, where `f` is plainly a regular file's reader."""
+    if type(f) not in (io.BufferedReader, io.FileIO, io.BufferedRandom):
+        return None  # a subclass or wrapper may give other bytes than its descriptor
+    fd = f.fileno()
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return None
+    if isinstance(f, io.BufferedRandom):
+        f.flush()
+    offset = f.tell()
+    return fd, offset, max(0, os.fstat(fd).st_size - offset)
+
+
+def _snapshot(fd: int, offset: int, size: int, name: str) -> Source:
+    """Copy `size` bytes from `offset` into a sealed memfd, inside the kernel."""
+    available = psutil.virtual_memory().available
+    if size > available:
+        raise LimitError(
+            f"{name}: a snapshot takes {size} bytes of memory and the host has {available} left; "
+            "load it with mmap=True, which needs none",
+            "memory",
+            available,
+        )
+    memfd = create_memfd("isoload-source")
+    try:
+        done = 0
+        while done < size:
+            count = os.sendfile(memfd, fd, offset + done, min(size - done, _SENDFILE_MAX))
+            if not count:  # the file became shorter: what was read is what there is
+                break
+            done += count
+        if not done:
+            raise CheckpointError(f"{name}: is empty")
+        seal(memfd)
+    except BaseException:
+        os.close(memfd)
+        raise
+    return Source(memfd, done, name)
+
+
+def _check_size(size: int, max_source: int, name: str) -> None:
+    if not size:
+        raise CheckpointError(f"{name}: is empty")
+    if size > max_source:
+        raise LimitError(
+            f"{name}: is larger than the {max_source} bytes that the policy accepts; raise "
+            "Policy.max_source if you expect such a file",
+            "source",
+            max_source,
+        )
+
+
+def _write_all(fd: int, view: memoryview) -> None:
+    done = 0
+    while done < view.nbytes:
+        done += os.write(fd, view[done : done + _SENDFILE_MAX])
