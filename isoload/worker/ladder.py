@@ -1,0 +1,79 @@
+"""The ladder of readers: each rung is tried as far as the policy lets it climb, and each refusal is kept.
+
+weights_only → inert → full. The inert reader runs no code, so it is also asked why a file was refused where
+the policy stops before it: a damaged file is told apart from a refused one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch._weights_only_unpickler import _get_allowed_globals
+
+from isoload import manifest
+
+from .archive import first_line
+from .reading import Failure, Reading, Refused, TooMuch
+from .weights_only import refusal, refused_globals
+
+WEIGHTS_ONLY = "weights_only"
+INERT = "inert"
+FULL = "full"
+
+
+class Rung(NamedTuple):
+    """A reader: its name, and the call that returns the object or raises."""
+
+    reader: str
+    read: Callable[[], object]
+
+
+def climb(reading: Reading, request: manifest.Request, *rungs: Rung) -> None:
+    """Fill `reading` by the first reader that opens the file; raise a Failure where none may."""
+    for rung in rungs:
+        if rung.reader == FULL and request.fallback != "full":
+            continue
+        try:
+            root = rung.read()
+        except (MemoryError, TooMuch):
+            raise
+        except BaseException as error:
+            _note(reading, rung.reader, error)
+            if isinstance(error, Failure) and rung.reader != WEIGHTS_ONLY:
+                raise
+            continue
+        if rung.reader == INERT and not _may_be_inert(reading, request):
+            raise Refused(_why_refused(reading))
+        reading.root = root
+        reading.reader = rung.reader
+        return
+    last = reading.attempts[-1]
+    raise Refused(f"no reader opens it; {last.reader}: {last.message}")
+
+
+def _note(reading: Reading, reader: str, error: BaseException) -> None:
+    message = refusal(error) if reader == WEIGHTS_ONLY else first_line(error)
+    stumbled = refused_globals(error) if reader == WEIGHTS_ONLY else reading.globals[-1:]
+    reading.attempts.append(manifest.Attempt(reader, type(error).__name__, message, stumbled))
+
+
+def _may_be_inert(reading: Reading, request: manifest.Request) -> bool:
+    if request.fallback != "none":
+        return True
+    allowed = set(request.safe_globals)
+    if not allowed:
+        return False
+    return all(name in allowed or name in _get_allowed_globals() for name in reading.globals)
+
+
+def _why_refused(reading: Reading) -> str:
+    first = reading.attempts[0] if reading.attempts else None
+    reason = f": {first.message}" if first else ""
+    return f"the policy allows no reader after weights_only, which refused{reason}"
+
+
+def refuse_unless_inert(reading: Reading, request: manifest.Request, what: str) -> None:
+    """For the kinds of file that weights_only never opens: refuse them where it is the only reader."""
+    if request.fallback == "none":
+        raise Refused(f"{what} is opened by the inert reader, which the policy does not allow")

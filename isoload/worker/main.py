@@ -1,0 +1,116 @@
+"""The entry that the sandbox calls: a request in, a manifest out.
+
+Whatever goes wrong becomes a `manifest.Failed` with a short printable message, never a traceback.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import time
+
+import msgspec
+import torch
+
+from isoload import manifest
+from sandbox import printable
+
+from .archive import first_line
+from .describe import describe
+from .readers import read
+from .reading import Failure, Reading
+from .source import WorkerSource
+
+MAX_MESSAGE = 600
+"""Characters of a failure's message."""
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+)
+
+
+def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
+    """Read the checkpoint at `fds[0]` as `manifest.Request` asks; reply with its manifest and its arena."""
+    reading = Reading()
+    try:
+        order = msgspec.msgpack.decode(request, type=manifest.Request)
+        return _answer(order, WorkerSource(fds[0]), reading)
+    except BaseException as error:
+        return _encode(_failed(error, reading)), []
+
+
+def _answer(
+    request: manifest.Request, source: WorkerSource, reading: Reading
+) -> tuple[bytes, list[int]]:
+    gc.disable()  # single use, and a large graph is walked once: nothing is worth collecting
+    started = time.perf_counter()
+    read(source, request, reading)
+    reading.timings["read"] = time.perf_counter() - started
+    started = time.perf_counter()
+    arena: int | None = None
+    graph = reading.graph
+    if graph is None:
+        graph, arena = describe(reading, tensors=request.tensors, budget=request)
+    reading.timings["describe"] = time.perf_counter() - started
+    reply = _encode(manifest.Loaded(reading=_printable(reading), graph=graph))
+    return reply, [] if arena is None else [arena]
+
+
+def _failed(error: BaseException, reading: Reading) -> manifest.Failed:
+    kind, message = "damaged", f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, Failure):
+        kind, message = error.kind, error.message
+    elif isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+        kind, message = "limit:memory", "the worker ran out of memory"
+    return manifest.Failed(
+        kind=kind, message=printable(message, MAX_MESSAGE), reading=_printable(reading)
+    )
+
+
+def _printable(reading: Reading) -> manifest.Reading:
+    """The report's texts come from the file: they are made printable and short."""
+    return manifest.Reading(
+        reader=reading.reader,
+        container=reading.container,
+        attempts=[
+            manifest.Attempt(
+                attempt.reader,
+                printable(attempt.error, 100),
+                printable(attempt.message, MAX_MESSAGE),
+                [printable(name, 300) for name in attempt.globals],
+            )
+            for attempt in reading.attempts
+        ],
+        globals=[printable(name, 300) for name in reading.globals],
+        calls=[
+            manifest.Call(printable(call.name, 300), printable(call.args, 300))
+            for call in reading.calls
+        ],
+        warnings=[printable(text, MAX_MESSAGE) for text in reading.warnings],
+        timings=reading.timings,
+    )
+
+
+def _encode(reply: manifest.Reply) -> bytes:
+    return msgspec.msgpack.encode(reply)
+
+
+def warm_up() -> None:
+    """Open one tiny trusted file of each common kind, so that a fork finds everything imported and set up."""
+    torch.set_num_threads(1)
+    weights = {"weight": torch.zeros(2, 2), "steps": 1}
+    for zipped in (True, False):
+        for loadable in (True, False):
+            file = io.BytesIO()
+            value = weights if loadable else {"weight": torch.zeros(1), "range": range(2)}
+            torch.save(value, file, _use_new_zipfile_serialization=zipped)
+            fd = os.memfd_create("warm-up", os.MFD_CLOEXEC)
+            os.write(fd, file.getvalue())
+            order = manifest.Request(fallback="inert", max_output=1 << 20)
+            _, arenas = main(msgspec.msgpack.encode(order), [fd])
+            for arena in (fd, *arenas):
+                os.close(arena)

@@ -1,0 +1,101 @@
+"""The checkpoint's bytes, as the worker sees them: one descriptor, mapped read-only and private.
+
+Readers take bytes from here and from nowhere else. The descriptor's own offset is shared with the parent
+and is therefore never moved: files handed to torch read from the mapping.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import warnings
+from functools import cached_property
+
+import torch
+
+
+class MappedFile(io.RawIOBase):
+    """A seekable read-only file over bytes in memory. It has no descriptor, so nobody can seek one."""
+
+    def __init__(self, view: memoryview) -> None:
+        super().__init__()
+        self._view = view
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = (0, self._position, len(self._view))[whence]
+        if start + offset < 0:
+            raise ValueError("negative seek position")
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = self._position
+        left = max(len(self._view) - start, 0)
+        count = left if size is None or size < 0 else min(size, left)
+        self._position = start + count
+        return bytes(self._view[start : start + count])
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        target = memoryview(buffer).cast("B")
+        start = self._position
+        count = min(len(target), max(len(self._view) - start, 0))
+        target[:count] = self._view[start : start + count]
+        self._position = start + count
+        return count
+
+
+class WorkerSource:
+    """One checkpoint's bytes. `size` in bytes."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.size = os.fstat(fd).st_size
+
+    @cached_property
+    def bytes(self) -> mmap.mmap | bytes:
+        """The whole file: indexing gives an int, slicing a copy, and it has `find`."""
+        if not self.size:
+            return b""
+        return mmap.mmap(self.fd, self.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+
+    @cached_property
+    def view(self) -> memoryview:
+        """The whole file, without a copy."""
+        return memoryview(self.bytes)
+
+    @cached_property
+    def storage(self) -> torch.UntypedStorage:
+        """The whole file as one storage; slices of it are the mapping itself. Never to be written."""
+        if not self.size:
+            return torch.UntypedStorage(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that the mapping is read-only
+            return torch.frombuffer(self.view, dtype=torch.uint8).untyped_storage()
+
+    @property
+    def mapping(self) -> tuple[int, int]:
+        """Where the file lies in memory: (address, bytes)."""
+        return (self.storage.data_ptr(), self.size) if self.size else (0, 0)
+
+    def map(self) -> tuple[memoryview, int]:
+        """The bytes and the address at which they lie."""
+        return self.view, self.mapping[0]
+
+    def file(self) -> MappedFile:
+        """A fresh file object at the start of the bytes."""
+        return MappedFile(self.view)
+
+    def head(self, count: int) -> bytes:
+        """The first bytes."""
+        return self.bytes[:count]
