@@ -20,9 +20,8 @@ from sandbox.layers.cgroup_host import CgroupHost, enter, forget, leave, release
 from sandbox.layers.cgroup_leaf import PREFIX, cleanup_leaf
 
 if TYPE_CHECKING:
-    from sandbox.limits import Limits
-
     from sandbox.isolation import Layer
+    from sandbox.limits import Limits
 
 __all__ = ["CgroupUnavailable", "Group", "cleanup_leaf", "release"]
 
@@ -61,7 +60,7 @@ class Group:
                 if attempt == 1 and error.errno in _GONE:
                     forget(host)  # the caller was moved, or another one switched controllers off
                     continue
-                raise unavailable(error, host.path) from error
+                raise unavailable(error) from error
         raise AssertionError("the second attempt returns or raises")
 
     @classmethod

@@ -6,10 +6,12 @@ One ``CgroupHost`` a process; a forked child finds its own. No group is made her
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import threading
 import time
 
+from sandbox.causes import explain
 from sandbox.isolation import Layer, State
 from sandbox.layers.cgroup_find import CgroupUnavailable, Directory, Place, places
 from sandbox.layers.cgroup_leaf import PREFIX, Base, caller_id, sweep
@@ -35,11 +37,7 @@ class CgroupHost:
             self.path = single[0].path
             self._find_v1(single)
         else:
-            raise CgroupUnavailable(
-                "this program's own cgroup is not visible: no cgroup filesystem shows it",
-                "mount cgroup2 on /sys/fs/cgroup, or let the container have its cgroup namespace "
-                "(docker run --cgroupns=private)",
-            )
+            raise unavailable(FileNotFoundError(errno.ENOENT, ""))
         self.controllers = frozenset().union(*(names for _, names in self.bases))
         if not self.controllers:
             self.close()
@@ -54,7 +52,7 @@ class CgroupHost:
         try:
             self.base = Base(self.path)
         except OSError as error:
-            raise unavailable(error, self.path) from error
+            raise unavailable(error) from error
         self.path = self.base.path
         self.bases = [(self.base.directory, self.base.controllers)]
 
@@ -72,7 +70,7 @@ class CgroupHost:
             except OSError as error:
                 refused = refused or error
         if refused is not None and not self.bases:
-            raise unavailable(refused, self.path)
+            raise unavailable(refused) from refused
 
     def layer(self, swap: bool) -> Layer:
         """The layer as a group made here has it."""
@@ -178,5 +176,5 @@ atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def unavailable(error: OSError, path: str) -> CgroupUnavailable:
-    return CgroupUnavailable(f"no group can be made in {path}: {error.strerror}", _DELEGATE_REMEDY)
+def unavailable(error: OSError) -> CgroupUnavailable:
+    return CgroupUnavailable(*explain("cgroup", "making a cgroup", error.errno or 0))

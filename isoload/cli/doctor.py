@@ -1,0 +1,69 @@
+"""`isoload doctor`: what this host can enforce, why not the rest, and how to mend it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sandbox import DEFAULT_REQUIRED, Isolation, Layer, SandboxError, State, probe
+
+from .exits import NO_ISOLATION, WELL, say
+
+_STYLES = {State.ENFORCED: "green", State.PARTIAL: "yellow", State.UNAVAILABLE: "red"}
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="what this host can enforce, and how to mend it")
+    parser.add_argument("--json", action="store_true", help="the same for programs, on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Confine a throwaway worker and show each layer. 3 where a default load would be refused."""
+    try:
+        isolation = probe()
+    except SandboxError as error:
+        say(f"isoload doctor: no worker could be started: {error}")
+        return NO_ISOLATION
+    missing = isolation.missing(DEFAULT_REQUIRED)
+    if args.json:
+        layers = isolation.to_dict()
+        report = {
+            "layers": layers,
+            "required": sorted(DEFAULT_REQUIRED),
+            "missing": [layer.name for layer in missing],
+        }
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        _show(isolation, missing)
+    return NO_ISOLATION if missing else WELL
+
+
+def _show(isolation: Isolation, missing: tuple[Layer, ...]) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for layer in isolation.layers:
+        required = "required" if layer.name in DEFAULT_REQUIRED else ""
+        state = f"[{_STYLES[layer.state]}]{layer.state.value}[/]"
+        table.add_row(layer.name, state, required, _words(layer))
+    console.print(table)
+    if missing:
+        names = ", ".join(layer.name for layer in missing)
+        console.print(f"\nThis host cannot isolate as the default policy asks: {names}.")
+    else:
+        console.print("\nThis host can isolate as the default policy asks.")
+
+
+def _words(layer: Layer) -> str:
+    lines = [layer.mechanism] if layer.mechanism else []
+    if layer.cause:
+        lines.append(layer.cause)
+    if layer.remedy:
+        lines.append(f"→ {layer.remedy}")
+    return "\n".join(lines)
