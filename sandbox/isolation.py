@@ -1,33 +1,13 @@
-"""What a worker is confined by: each layer's state on this host, with the cause and the remedy.
+"""What confinement was had: the layers, their states, and the required set.
 
-Plain data. Nothing here applies a layer or looks at the host.
+Plain data that the caller reads and reports. No mechanism and no system call belongs here.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Collection
-from dataclasses import dataclass
-
-
-class State(enum.Enum):
-    """How far a layer holds on this host."""
-
-    ENFORCED = "enforced"
-    PARTIAL = "partial"
-    UNAVAILABLE = "unavailable"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One confinement mechanism and what came of it; ``cause`` and ``remedy`` where it is short."""
-
-    name: str
-    state: State
-    mechanism: str
-    cause: str = ""
-    remedy: str = ""
-
+from dataclasses import asdict, dataclass
+from enum import Enum
 
 LAYERS: tuple[str, ...] = (
     "descriptors",
@@ -41,12 +21,42 @@ LAYERS: tuple[str, ...] = (
     "cgroup",
     "memory",
 )
-DEFAULT_REQUIRED = frozenset({"network", "filesystem", "process", "privileges", "memory"})
+
+DEFAULT_REQUIRED: frozenset[str] = frozenset(
+    {"network", "filesystem", "process", "privileges", "memory"}
+)
+
+
+class State(Enum):
+    ENFORCED = "enforced"
+    PARTIAL = "partial"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer as a worker got it. `cause` and `remedy` are for people, and empty when enforced
+    (an enforced layer may still have a cause: a known limit that the reader should hear of)."""
+
+    name: str
+    state: State
+    mechanism: str
+    cause: str = ""
+    remedy: str = ""
+
+    def satisfies(self) -> bool:
+        """Is this enough where the layer is required?
+
+        Half a layer is none, except memory, whose weaker form (a watchdog) is accepted.
+        """
+        return self.state is State.ENFORCED or (
+            self.name == "memory" and self.state is State.PARTIAL
+        )
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """The layers of one worker, in the order of ``LAYERS``."""
+    """The layers in the order of `LAYERS`."""
 
     layers: tuple[Layer, ...]
 
@@ -56,24 +66,27 @@ class Isolation:
                 return layer
         raise KeyError(name)
 
-    def missing(self, require: Collection[str]) -> tuple[Layer, ...]:
-        """The required layers that are not held; ``memory`` is held by its partial form too."""
+    def missing(self, require: Collection[str] = DEFAULT_REQUIRED) -> tuple[Layer, ...]:
+        """The required layers that were not had."""
         return tuple(
-            layer
-            for layer in self.layers
-            if layer.name in require
-            and layer.state is not State.ENFORCED
-            and not (layer.name == "memory" and layer.state is State.PARTIAL)
+            layer for layer in self.layers if layer.name in require and not layer.satisfies()
         )
 
     def to_dict(self) -> dict[str, dict[str, str]]:
-        """JSON-ready: layer name → state, mechanism, cause, remedy."""
+        """JSON-ready: name → state, mechanism, cause, remedy."""
         return {
             layer.name: {
-                "state": layer.state.value,
-                "mechanism": layer.mechanism,
-                "cause": layer.cause,
-                "remedy": layer.remedy,
+                key: value.value if isinstance(value, State) else value
+                for key, value in asdict(layer).items()
+                if key != "name"
             }
             for layer in self.layers
         }
+
+
+def check_required(require: Collection[str]) -> frozenset[str]:
+    """The set of required layers, or ValueError for a name that is no layer."""
+    unknown = sorted(set(require) - set(LAYERS))
+    if unknown:
+        raise ValueError(f"no such layer: {', '.join(unknown)}; layers are {', '.join(LAYERS)}")
+    return frozenset(require)

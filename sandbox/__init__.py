@@ -1,0 +1,48 @@
+"""Run a Python function in a confined process of its own. It knows of no model and no pickle.
+
+    with Sandbox(preload=["package.module"]) as sandbox:
+        reply = sandbox.run("package.module:function", b"request", fds=[fd])
+
+The function takes (request: bytes, fds: list[int]) and returns (bytes, list of descriptors).
+Linux only. These are the public names; everything else may change.
+"""
+
+from __future__ import annotations
+
+from sandbox.errors import (
+    ClosedError,
+    IsolationError,
+    LimitError,
+    SandboxError,
+    WorkerError,
+    printable,
+)
+from sandbox.isolation import DEFAULT_REQUIRED, LAYERS, Isolation, Layer, State
+from sandbox.limits import Limits
+from sandbox.memfd import check_segment, create_memfd, map_segment, seal
+from sandbox.probe import probe
+from sandbox.sandbox import Sandbox
+from sandbox.workers import Reply, Usage
+
+__all__ = [
+    "DEFAULT_REQUIRED",
+    "LAYERS",
+    "ClosedError",
+    "Isolation",
+    "IsolationError",
+    "Layer",
+    "LimitError",
+    "Limits",
+    "Reply",
+    "Sandbox",
+    "SandboxError",
+    "State",
+    "Usage",
+    "WorkerError",
+    "check_segment",
+    "create_memfd",
+    "map_segment",
+    "printable",
+    "probe",
+    "seal",
+]

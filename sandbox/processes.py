@@ -1,0 +1,178 @@
+"""The parent's handle on its zygote: start it by exec, give it orders, know when it is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from multiprocess.connection import Connection
+
+from sandbox import forks, imports, memfd
+from sandbox.errors import SandboxError, printable
+
+START_SECONDS = 180.0  # a cold import of torch from a slow disk takes a minute
+_STOP_SECONDS = 1.0
+_ANSWER_LIMIT = 1 << 20  # bytes
+_LAST_WORDS = 2000  # bytes of a dead zygote's stderr
+
+# In isolated mode nothing of the caller's path is there yet: the package is loaded from its own
+# folder, whatever else of that name the interpreter could find.
+_BOOT = """
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+folder, fd = sys.argv[1:]
+spec = spec_from_file_location(
+    "sandbox", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["sandbox"] = package = module_from_spec(spec)
+spec.loader.exec_module(package)
+from sandbox.zygote import main
+main(int(fd))
+"""
+
+# All that a zygote gets of the caller's environment: how to find shared libraries, and the test
+# suite's switch.
+_PASSED_ON = ("LD_LIBRARY_PATH", "ISOLOAD_TESTS_LANDLOCK_ABI")
+_ENVIRONMENT = {
+    "LC_ALL": "C.UTF-8",
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/nonexistent",
+    "TMPDIR": "/tmp",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HIP_VISIBLE_DEVICES": "",
+    "ROCR_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+class ZygoteGone(Exception):
+    """The zygote took no order: it has died."""
+
+
+class Zygote:
+    """A started zygote; `ready` waits until it serves."""
+
+    def __init__(self, preload: Sequence[str], warm_up: str | None) -> None:
+        if not sys.executable:
+            raise SandboxError("sys.executable is empty: no Python to start a clean zygote with")
+        self._lock = threading.Lock()
+        self._ready = threading.Lock()
+        self._served = False
+        self._failure = ""
+        package = os.path.dirname(os.path.abspath(__file__))
+        with forks.creating:
+            self._sock, theirs = socket.socketpair()
+            self._control = Connection(os.dup(self._sock.fileno()))
+            self._errors = memfd.create_memfd("zygote-stderr")
+            command = [sys.executable, "-I", "-B", "-c", _BOOT, package, str(theirs.fileno())]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    env={k: os.environ[k] for k in _PASSED_ON if k in os.environ} | _ENVIRONMENT,
+                    cwd="/",
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._close_descriptors()
+                raise SandboxError(
+                    f"cannot start a zygote with {sys.executable}: {error}"
+                ) from error
+            finally:
+                theirs.close()
+        modules = [*preload, *([warm_up.partition(":")[0]] if warm_up else []), "sandbox"]
+        order = {
+            "folders": imports.folders_of(modules),
+            "preload": list(preload),
+            "warm_up": warm_up,
+        }
+        with contextlib.suppress(OSError):  # it died at once: `ready` finds out why
+            self._control.send_bytes(json.dumps(order).encode())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def served(self) -> bool:
+        """Has `ready` ever returned? One that never came up is not tried again."""
+        return self._served
+
+    def ready(self) -> None:
+        """Wait until it serves. SandboxError with its last words where it does not."""
+        with self._ready:
+            if self._failure:
+                raise SandboxError(self._failure)
+            if self._served:
+                return
+            try:
+                if not self._control.poll(START_SECONDS):
+                    raise EOFError
+                answer: dict[str, Any] = json.loads(self._control.recv_bytes(_ANSWER_LIMIT))
+            except (EOFError, OSError, ValueError):
+                answer = {"failed": f"it ended at once: {self._words()}"}
+            if "failed" in answer:
+                words = printable(str(answer["failed"])[-_LAST_WORDS:], _LAST_WORDS * 2)
+                self._failure = f"the zygote could not start: {words}"
+                raise SandboxError(self._failure)
+            self._served = True
+
+    def order(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        """Have one worker forked. ZygoteGone where there is nobody to do it."""
+        with self._lock:
+            try:
+                self._control.send_bytes(json.dumps(message | {"fds": len(fds)}).encode())
+                socket.send_fds(self._sock, [b"\0"], list(fds))
+            except OSError as error:
+                raise ZygoteGone(self.death()) from error
+
+    def gone(self) -> bool:
+        return self._process.poll() is not None
+
+    def death(self) -> str:
+        """How it ended, in words."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_STOP_SECONDS)
+        return f"exit status {self._process.returncode}; {self._words()}"
+
+    def stop(self) -> None:
+        """Ask it to go by closing the control socket; kill it where it does not."""
+        with self._lock:
+            self._close_descriptors()
+        deadline = time.monotonic() + _STOP_SECONDS
+        try:
+            self._process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def forget(self) -> None:
+        """In a fork of the parent: this zygote is not the child's."""
+        self._close_descriptors()
+        self._process.returncode = 0  # not ours to wait for
+
+    def _close_descriptors(self) -> None:
+        self._control.close()
+        self._sock.close()
+        if self._errors >= 0:
+            os.close(self._errors)
+            self._errors = -1
+
+    def _words(self) -> str:
+        if self._errors < 0:
+            return ""
+        size = os.fstat(self._errors).st_size
+        tail = os.pread(self._errors, _LAST_WORDS, max(0, size - _LAST_WORDS))
+        return printable(tail.decode("utf-8", "replace").strip())

@@ -1,0 +1,307 @@
+"""Sandbox: hand out confined workers, one a call; keep spares; leave nothing behind.
+
+What a worker is, and how it is confined, is not decided here: see `confine.py` and `workers.py`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import queue
+import re
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from types import TracebackType
+
+from sandbox import channel, forks
+from sandbox.errors import ClosedError, IsolationError, LimitError, SandboxError, WorkerError
+from sandbox.isolation import DEFAULT_REQUIRED, Isolation, Layer, State, check_required
+from sandbox.limits import Limits
+from sandbox.processes import Zygote, ZygoteGone
+from sandbox.workers import Reply, Worker, make_group
+
+_LOG = logging.getLogger("sandbox")
+_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_SPAWN_SECONDS = 30.0  # for a worker that nobody is waiting for yet
+_CLOSE_SECONDS = 5.0
+
+
+class Sandbox:
+    """Runs named functions, each call in a fresh confined worker process.
+
+    preload      modules that the zygote imports before it forks, by name
+    warm_up      "package.module:function", called once in the zygote after the preload
+    spares       workers kept confined and waiting, for speed
+    max_workers  workers that may serve at one time; default: twice the CPUs, at least four
+
+    Thread-safe. A fork of this process may go on using it: the child starts a zygote of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        preload: Sequence[str] = (),
+        warm_up: str | None = None,
+        spares: int = 0,
+        max_workers: int | None = None,
+        _disable: Collection[str] = (),
+    ) -> None:
+        if isinstance(preload, str):
+            raise TypeError("preload is a sequence of module names, not one string")
+        if warm_up is not None and not _NAME.fullmatch(warm_up):
+            raise ValueError(f'warm_up must be "package.module:function", not {warm_up!r}')
+        if spares < 0 or (max_workers is not None and max_workers < 1):
+            raise ValueError("spares must be at least 0, and max_workers at least 1")
+        self._preload = tuple(preload)
+        self._warm_up = warm_up
+        self._spares = spares
+        self._max_workers = max_workers or max(4, 2 * len(os.sched_getaffinity(0)))
+        self._disabled = check_required(_disable)
+        self._closed = False
+        self._reset()
+        forks.register(self)
+        _open.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Condition()
+        self._starting = threading.Lock()
+        self._slots = threading.Semaphore(self._max_workers)
+        self._zygote: Zygote | None = None
+        self._workers: set[Worker] = set()
+        self._idle: deque[Worker] = deque()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._housekeeper: threading.Thread | None = None
+        self._filling = False
+        self._isolation: Isolation | None = None
+
+    def start(self) -> None:
+        """Begin to start the zygote, and the spares after it, without waiting for them."""
+        self._zygote_for_use()
+        self._fill()
+
+    def run(
+        self,
+        entry: str,
+        request: bytes,
+        fds: Sequence[int] = (),
+        limits: Limits | None = None,
+        *,
+        require: Collection[str] = DEFAULT_REQUIRED,
+    ) -> Reply:
+        """Call `entry` ("package.module:function") in a fresh worker and return its reply.
+
+        The function takes (request: bytes, fds: list[int]) and returns (bytes, list of fds).
+        `limits.wall` counts from here once the zygote serves. Raises IsolationError, before the
+        worker has seen anything, where a layer in `require` cannot be had; LimitError; WorkerError
+        where the function raises, dies or breaks the protocol; ClosedError.
+        """
+        if not _NAME.fullmatch(entry):
+            raise ValueError(f'entry must be "package.module:function", not {entry!r}')
+        required = check_required(require)
+        body = bytes(request)
+        size = len(body) + sum(os.fstat(fd).st_size for fd in fds)
+        resolved = (limits or Limits()).resolved(size)
+        self._zygote_for_use().ready()
+        deadline = time.monotonic() + resolved.wall
+        if not self._slots.acquire(timeout=resolved.wall):
+            raise LimitError("wall", resolved.wall, "no worker became free")
+        worker: Worker | None = None
+        try:
+            worker = self._take(deadline, resolved.wall)
+            missing = worker.isolation.missing(required)
+            if missing:
+                raise IsolationError(missing)
+
+            def tick() -> None:
+                self._fill()
+                worker.check_cpu()
+
+            until = channel.Wait(worker.channel, deadline, tick)
+            return worker.run(entry, body, fds, resolved, until)
+        except SandboxError:
+            if self._closed:
+                raise ClosedError("the sandbox was closed while this ran") from None
+            raise
+        finally:
+            self._retire(worker, self._slots.release)
+            self._fill()
+
+    def isolation(self) -> Isolation:
+        """What a worker of this sandbox got. Spawns one where none has been."""
+        if self._isolation is None:
+            self._zygote_for_use().ready()
+            worker = self._take(time.monotonic() + _SPAWN_SECONDS, _SPAWN_SECONDS)
+            self._retire(worker, lambda: None)
+            self._fill()
+            return worker.isolation
+        return self._isolation
+
+    def close(self) -> None:
+        """End every worker and the zygote, within a few seconds, whatever they do. Idempotent."""
+        with self._lock:
+            self._closed = True
+            while self._idle:
+                self._retire(self._idle.popleft(), lambda: None)
+            for worker in self._workers:
+                worker.kill()
+            self._lock.wait_for(lambda: not self._workers, timeout=_CLOSE_SECONDS)
+            zygote, self._zygote = self._zygote, None
+            housekeeper, self._housekeeper = self._housekeeper, None
+        if housekeeper is not None:
+            self._jobs.put(None)
+            housekeeper.join(timeout=_CLOSE_SECONDS)
+        if zygote is not None:
+            zygote.stop()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def after_fork_in_child(self) -> None:
+        """Nothing that the parent started is this process's: let go of it, and begin anew."""
+        for worker in self._workers:
+            worker.abandon()
+        if self._zygote is not None:
+            self._zygote.forget()
+        self._reset()
+
+    # The zygote
+
+    def _zygote_for_use(self) -> Zygote:
+        """The living zygote, started where there is none, restarted where it has died."""
+        if not sys.platform.startswith("linux"):
+            raise IsolationError((_NOT_LINUX,))
+        with self._starting:
+            if self._closed:
+                raise ClosedError("the sandbox is closed")
+            zygote = self._zygote
+            if zygote is not None and zygote.gone() and zygote.served:
+                _LOG.warning("the zygote ended (%s); starting a new one", zygote.death())
+                zygote.stop()
+                zygote = None
+            if zygote is None:
+                zygote = self._zygote = Zygote(self._preload, self._warm_up)
+            return zygote
+
+    # Workers
+
+    def _take(self, deadline: float, allowed: float) -> Worker:
+        while True:
+            with self._lock:
+                worker = self._idle.popleft() if self._idle else None
+            if worker is None:
+                return self._spawn(deadline, allowed)
+            if not worker.dead():
+                return worker
+            self._retire(worker, lambda: None)
+
+    def _spawn(self, deadline: float, allowed: float) -> Worker:
+        for _ in range(2):
+            worker: Worker | None = None
+            try:
+                zygote = self._zygote_for_use()
+                zygote.ready()
+                worker = Worker(zygote, make_group(self._disabled), self._disabled)
+                with self._lock:
+                    self._workers.add(worker)
+                worker.confined(deadline)
+                self._isolation = worker.isolation
+                return worker
+            except ZygoteGone:
+                self._retire(worker, lambda: None)
+            except TimeoutError:
+                self._retire(worker, lambda: None)
+                raise LimitError("wall", allowed, "no worker was confined in time") from None
+            except BaseException:
+                self._retire(worker, lambda: None)
+                raise
+        raise WorkerError("the zygote died twice while it was to fork a worker")
+
+    def _retire(self, worker: Worker | None, after: Callable[[], None]) -> None:
+        """Kill the worker now, and bury it in the background; `after` once it is gone."""
+        if worker is None:
+            after()
+            return
+        worker.kill()
+
+        def bury() -> None:
+            try:
+                worker.bury()
+            finally:
+                after()
+                with self._lock:
+                    self._workers.discard(worker)
+                    self._lock.notify_all()
+
+        self._in_background(bury)
+
+    def _fill(self) -> None:
+        """Have spares made, up to their number, in the background."""
+        if not self._spares or self._filling or self._closed:
+            return
+        if len(self._idle) >= self._spares:
+            return
+        self._filling = True
+        self._in_background(self._fill_now)
+
+    def _fill_now(self) -> None:
+        try:
+            while len(self._idle) < self._spares and not self._closed:
+                worker = self._spawn(time.monotonic() + _SPAWN_SECONDS, _SPAWN_SECONDS)
+                with self._lock:
+                    if not self._closed:
+                        self._idle.append(worker)
+                        continue
+                self._retire(worker, lambda: None)
+        except SandboxError as error:
+            _LOG.debug("no spare worker: %s", error)  # who needs a worker gets the error raised
+        finally:
+            self._filling = False
+
+    def _in_background(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            if self._housekeeper is None:
+                self._housekeeper = threading.Thread(
+                    target=_work_off, args=(self._jobs,), name="sandbox-housekeeper", daemon=True
+                )
+                self._housekeeper.start()
+        self._jobs.put(job)
+
+
+_open: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+_NOT_LINUX = Layer(
+    "process",
+    State.UNAVAILABLE,
+    "",
+    f"this is {sys.platform}: workers are confined by mechanisms of the Linux kernel",
+    "use Linux, in a virtual machine if need be (on Windows: WSL 2)",
+)
+
+
+def _work_off(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        try:
+            job()
+        except Exception:
+            _LOG.exception("cleaning up after a worker failed")
+        del job
+
+
+@atexit.register
+def _close_all() -> None:
+    for sandbox in list(_open):
+        with contextlib.suppress(Exception):
+            sandbox.close()

@@ -1,0 +1,101 @@
+"""The worker: confines itself, says READY, serves one request, waits to be killed.
+
+Everything before the entry is called is trusted; nothing after is. There is no clean-up: the
+warden's SIGKILL is the only way out.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sandbox import channel, confine, imports
+from sandbox.layers import Place, rlimits
+from sandbox.limits import ResolvedLimits
+
+# Kinds of frame.
+READY = 1
+REQUEST = 2
+REPLY = 3
+FAILED = 4  # the entry raised: "limit" or "" and a NUL, then words for people
+REFUSED = 5  # not even called
+
+_DETAIL = 2000  # characters
+_LIMIT_ERRNO = {
+    errno.ENOMEM: "memory",
+    errno.EFBIG: "output",
+    errno.ENOSPC: "output",
+    errno.EMFILE: "open_files",
+    errno.EAGAIN: "processes",
+}
+
+renamed: dict[str, str] = {}  # path outside → path inside, as the zygote taught this interpreter
+
+
+def main(place: Place) -> NoReturn:
+    """In the warden's child."""
+    try:
+        confine.confine(confine.IN_THE_WORKER, place)
+        if not place.jail:
+            imports.rename({inside: outside for outside, inside in renamed.items()})
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=place.channel)
+        channel.send(sock, READY, place.record.encode())
+        _serve(sock, place)
+        while True:
+            signal.pause()
+    finally:
+        os._exit(1)
+
+
+def _serve(sock: socket.socket, place: Place) -> None:
+    _, body, fds = channel.receive(sock)
+    head, _, request = body.partition(b"\n")
+    order = json.loads(head)
+    limits = ResolvedLimits(**order["limits"])
+    try:
+        entry = _find(order["entry"])
+        if "rlimits" not in place.disabled:
+            rlimits.for_request(place.plan, limits)
+    except (ImportError, AttributeError, OSError) as error:
+        channel.send(sock, REFUSED, _words(error))
+        return
+    gc.enable()
+    try:
+        reply, returned = entry(request, fds)
+        if not isinstance(reply, (bytes, bytearray, memoryview)):
+            raise TypeError(f"{order['entry']} must return (bytes, descriptors)")
+        channel.send(sock, REPLY, bytes(reply), returned)
+    except BaseException as error:
+        channel.send(sock, FAILED, _limit(error).encode() + b"\0" + _words(error))
+
+
+def _find(entry: str) -> Callable[[bytes, list[int]], tuple[bytes, list[int]]]:
+    module, _, name = entry.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def _limit(error: BaseException) -> str:
+    """The limit that an entry's exception speaks of. It may lie: it is only a label."""
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError) and error.errno is not None:
+        return _LIMIT_ERRNO.get(error.errno, "")
+    return ""
+
+
+def _words(error: BaseException) -> bytes:
+    try:
+        text = f"{type(error).__name__}: {str(error)[:_DETAIL]}"
+    except Exception:
+        text = type(error).__name__
+    return text[:_DETAIL].encode("utf-8", "backslashreplace")

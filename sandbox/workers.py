@@ -1,0 +1,345 @@
+"""The parent's handle on one worker: spawn it, give it its request, take its reply, end it.
+
+Until its READY has been read a worker is trusted; from the request on every byte is hostile, every
+size is checked, and every wait ends at one absolute instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from multiprocess.connection import wait
+
+from sandbox import channel, forks, worker
+from sandbox.causes import explain
+from sandbox.errors import LimitError, WorkerError, printable, signal_name
+from sandbox.isolation import LAYERS, Isolation, Layer, State
+from sandbox.layers import Record, watchdog
+from sandbox.layers.cgroup import CgroupUnavailable, Group
+from sandbox.limits import Limits, ResolvedLimits
+from sandbox.processes import Zygote, ZygoteGone
+
+_MAX_REPLY_FDS = 16
+_MESSAGE = 4096  # bytes of a warden's message
+_BURY_SECONDS = 5.0
+_DYING_SECONDS = 0.5  # between a dying worker's end of file and its warden's report
+_FAILURE_BYTES = 16384
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one run took, measured from outside.
+
+    wall    seconds from asking for a worker to its reply
+    cpu     seconds of CPU time
+    memory  bytes at the peak; 0 where nothing on this host tells
+    """
+
+    wall: float
+    cpu: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a worker answered. The caller owns `fds`, and checks them before use: see
+    `check_segment`. Nothing in it is to be trusted."""
+
+    data: bytes
+    fds: list[int]
+    isolation: Isolation
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a worker ended, as its warden saw it."""
+
+    status: int = 0
+    cpu: float = 0.0
+    memory: int = 0
+    late: bool = False
+
+
+def make_group(disabled: frozenset[str]) -> Group | Layer:
+    """A group for the next worker, or the layer that says why there is none."""
+    if "cgroup" in disabled:
+        return Layer("cgroup", State.UNAVAILABLE, "", *explain("cgroup", "disabled", 0))
+    try:
+        with forks.creating:
+            return Group.create(Limits().resolved())
+    except CgroupUnavailable as error:
+        return Layer("cgroup", State.UNAVAILABLE, "", error.cause, error.remedy)
+
+
+class Worker:
+    """One confined worker, from its spawning to its burial."""
+
+    isolation: Isolation  # set by `confined`
+    _limits: ResolvedLimits  # set by `run`
+    _began: float
+
+    def __init__(self, zygote: Zygote, group: Group | Layer, disabled: frozenset[str]) -> None:
+        self._group = group if isinstance(group, Group) else None
+        self._cgroup = group.layer if isinstance(group, Group) else group
+        self._disabled = disabled
+        self._pid = 0
+        self._pidfd = -1
+        self._end: _End | None = None
+        self._watchdog: watchdog.Watchdog | None = None
+        with forks.creating:
+            self._sock, sock = socket.socketpair()
+            self._lifeline, lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._sock.setblocking(False)
+        try:
+            joins = self._group.join_fds if self._group else []
+            above = self._group.dirs if self._group else []
+            message = {
+                "joins": len(joins),
+                "groups": [name for _, name in above],
+                "disabled": sorted(disabled),
+            }
+            fds = [sock.fileno(), lifeline.fileno(), *joins, *(fd for fd, _ in above)]
+            zygote.order(message, fds)
+        except BaseException:
+            if self._group is not None:
+                self._group.remove()
+            self.abandon()
+            raise
+        finally:
+            sock.close()
+            lifeline.close()
+
+    @property
+    def channel(self) -> socket.socket:
+        return self._sock
+
+    def confined(self, deadline: float) -> None:
+        """Wait for READY: from here `isolation` says what was had.
+
+        Raises ZygoteGone where no warden was ever forked, TimeoutError at the deadline.
+        """
+        self._hear_warden(deadline)
+        if not self._pid:
+            raise ZygoteGone("no warden was forked")
+        try:
+            kind, body, fds = channel.receive_until(
+                self._sock, _FAILURE_BYTES, 0, channel.Wait(self._sock, deadline)
+            )
+        except (EOFError, OSError, channel.FrameError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise WorkerError(
+                "the worker died while it was being confined", self._signal()
+            ) from None
+        if kind != worker.READY:
+            raise WorkerError("the worker did not say READY")
+        self.isolation = _isolation(body, self._cgroup, self._has_memory(), self._disabled)
+
+    def run(
+        self,
+        entry: str,
+        request: bytes,
+        fds: Sequence[int],
+        limits: ResolvedLimits,
+        until: channel.Wait,
+    ) -> Reply:
+        """Send the request, wait for the reply. The worker is dead, or dying, afterwards."""
+        self._limits = limits
+        self._began = until.deadline - limits.wall
+        if self._group is not None:
+            self._group.apply(limits)
+        self._lifeline.send(repr(until.deadline).encode())
+        head = json.dumps({"entry": entry, "limits": asdict(limits)}).encode()
+        with self._watched(limits):
+            try:
+                body = b"\n".join((head, request))
+                channel.send_until(self._sock, worker.REQUEST, body, fds, until)
+                kind, data, returned = channel.receive_until(
+                    self._sock, limits.output, _MAX_REPLY_FDS, until
+                )
+            except TimeoutError:
+                raise LimitError("wall", limits.wall) from None
+            except channel.FrameTooLarge:
+                raise LimitError("output", limits.output, "its reply is larger") from None
+            except channel.FrameError as error:
+                raise WorkerError(f"the worker broke the protocol: {error}") from None
+            except (EOFError, OSError):
+                raise self._why_it_died() from None
+            finally:
+                usage = self._usage()
+                self.kill()
+        if kind == worker.REPLY:
+            return Reply(data, returned, self.isolation, usage)
+        channel.close_all(returned)
+        raise self._failure(kind, data)
+
+    def check_cpu(self) -> None:
+        """The whole tree's CPU time, where a cgroup tells: RLIMIT_CPU is per process."""
+        if self._group is not None and self._group.usage()[1] > self._limits.cpu:
+            raise LimitError("cpu", self._limits.cpu)
+
+    def kill(self) -> None:
+        """SIGKILL to the worker and so to its pid namespace; its warden does the rest."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self._lifeline.shutdown(socket.SHUT_WR)
+
+    def bury(self, seconds: float = _BURY_SECONDS) -> None:
+        """Kill, wait until the warden has reaped it and gone, remove and close what is left."""
+        self.kill()
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(OSError):
+            while wait([self._lifeline], max(0.0, deadline - time.monotonic())):
+                if not self._lifeline.recv(_MESSAGE):
+                    break
+        if self._group is not None:
+            self._group.remove()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close this process's descriptors, no more: what a fork of the parent does."""
+        self._sock.close()
+        self._lifeline.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._group is not None:
+            self._group.close()
+
+    def dead(self) -> bool:
+        """Has this (idle) worker ended or said anything, or its warden?"""
+        return bool(wait([self._sock, self._lifeline], 0))
+
+    def _has_memory(self) -> bool:
+        return self._group is not None and self._group.has_memory
+
+    def _watched(self, limits: ResolvedLimits) -> contextlib.AbstractContextManager[object]:
+        if self.isolation["memory"].state is not State.PARTIAL:
+            return contextlib.nullcontext()
+        self._watchdog = watchdog.Watchdog(self._pid, limits.memory, lambda _: self.kill())
+        return self._watchdog
+
+    def _hear_warden(self, deadline: float) -> bool:
+        """Read one message of the warden's. False at its end; TimeoutError at the deadline."""
+        if not wait([self._lifeline], max(0.0, deadline - time.monotonic())):
+            raise TimeoutError
+        with forks.creating:
+            try:
+                message, fds, _, _ = socket.recv_fds(self._lifeline, _MESSAGE, 1)
+            except OSError:
+                return False
+            if fds:
+                self._pidfd = fds[0]
+        if not message:
+            return False
+        facts = json.loads(message)
+        if "pid" in facts:
+            self._pid = facts["pid"]
+        else:
+            self._end = _End(**facts)
+        return True
+
+    def _await_end(self) -> _End:
+        self.kill()
+        with contextlib.suppress(TimeoutError):
+            deadline = time.monotonic() + _BURY_SECONDS
+            while self._end is None and self._hear_warden(deadline):
+                pass
+        return self._end or _End()
+
+    def _signal(self) -> int | None:
+        status = self._await_end().status
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+
+    def _why_it_died(self) -> LimitError | WorkerError:
+        # Not killed here: the channel's end came first, so the warden is about to reap it.
+        with contextlib.suppress(TimeoutError):
+            self._hear_warden(time.monotonic() + _DYING_SECONDS)
+        end = self._await_end()
+        if (self._group is not None and self._group.oom_killed()) or (
+            self._watchdog is not None and self._watchdog.exceeded
+        ):
+            return LimitError("memory", self._limits.memory)
+        if end.late:
+            return LimitError("wall", self._limits.wall)
+        number = self._signal()
+        if number == signal.SIGXCPU or (number == signal.SIGKILL and end.cpu >= self._limits.cpu):
+            return LimitError("cpu", self._limits.cpu)
+        if number is not None:
+            return WorkerError(f"the worker was ended by {signal_name(number)}", number)
+        return WorkerError("the worker ended without a reply")
+
+    def _failure(self, kind: int, data: bytes) -> LimitError | WorkerError:
+        if kind == worker.FAILED:
+            limit, _, words = data[:_FAILURE_BYTES].partition(b"\0")
+            detail = printable(words.decode("utf-8", "replace"))
+            name = limit.decode("ascii", "replace")
+            allowed = asdict(self._limits).get(name)
+            return LimitError(name, allowed, detail) if allowed else WorkerError(detail)
+        if kind == worker.REFUSED:
+            words = data[:_FAILURE_BYTES]
+            return WorkerError(
+                "the entry cannot be called: " + printable(words.decode("utf-8", "replace"))
+            )
+        return WorkerError("the worker broke the protocol: unknown kind of frame")
+
+    def _usage(self) -> Usage:
+        memory, cpu = self._group.usage() if self._group is not None else (0, 0.0)
+        if self._watchdog is not None:
+            memory, cpu = max(memory, self._watchdog.peak), max(cpu, self._watchdog.cpu)
+        if not cpu:
+            cpu = _cpu_of(self._pid)
+        return Usage(time.monotonic() - self._began, cpu, memory)
+
+
+def _cpu_of(pid: int) -> float:
+    """CPU seconds of a live process. proc_pid_stat(5): utime and stime, in clock ticks."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+@functools.lru_cache(maxsize=16)
+def _isolation(
+    ready: bytes, cgroup: Layer, has_memory: bool, disabled: frozenset[str]
+) -> Isolation:
+    """The layers in words. Workers of one host say the same: cached."""
+    record = Record.decode(ready)
+    layers = []
+    for name in LAYERS:
+        if name == "memory":
+            layers.append(_memory(cgroup, layers[-1], has_memory, "memory" in disabled))
+            continue
+        outcome = record[name]
+        if name == "cgroup" and outcome.state is State.ENFORCED:
+            layers.append(cgroup)
+            continue
+        cause, remedy = " ".join(outcome.caveats), ""
+        if outcome.state is not State.ENFORCED:
+            cause, remedy = explain(name, outcome.step, outcome.errno)
+        layers.append(Layer(name, outcome.state, ", ".join(outcome.mechanisms), cause, remedy))
+    return Isolation(tuple(layers))
+
+
+def _memory(cgroup: Layer, joined: Layer, has_memory: bool, disabled: bool) -> Layer:
+    if disabled:
+        return Layer("memory", State.UNAVAILABLE, "", *explain("memory", "disabled", 0))
+    if has_memory and joined is cgroup:
+        return Layer("memory", State.ENFORCED, f"memory limit of {cgroup.mechanism}")
+    cause = joined.cause or "the group has no memory controller"
+    return watchdog.layer(cause, joined.remedy)

@@ -1,0 +1,161 @@
+"""The zygote: a clean interpreter that has imported what workers need, and forks them.
+
+Started by exec in isolated mode with a clean environment (see `processes.py`); reads orders from
+its parent over a socketpair without a path, and nothing else: never a request, never a model's
+bytes. It ends when that socket does. One thread, or it refuses to serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from multiprocess.connection import Connection
+
+from sandbox import channel, imports, kernel, warden, worker
+from sandbox.layers import DEMOTED, NOBODY, ROOT, USER, Plan, filesystem, landlock, network
+
+ORDER_LIMIT = 1 << 20  # bytes of one order
+_MAX_ORDER_FDS = 64
+_LAST_WORDS = 4000  # characters of a failed start
+
+
+def main(fd: int) -> NoReturn:
+    """The zygote's life. `fd` is its end of the control socket."""
+    kernel.prctl(kernel.PR_SET_DUMPABLE, "PR_SET_DUMPABLE, 0", 0)
+    control = Connection(fd)
+    with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(EOFError, OSError):
+        try:
+            with _ending_with_parent(sock):
+                plan = _prepare(json.loads(control.recv_bytes(ORDER_LIMIT)))
+        except BaseException:
+            failure = {"failed": traceback.format_exc()[-_LAST_WORDS:]}
+            control.send_bytes(json.dumps(failure).encode())
+            os._exit(1)
+        control.send_bytes(json.dumps({"caller": plan.caller}).encode())
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # wardens leave no zombies
+        while True:
+            order = json.loads(control.recv_bytes(ORDER_LIMIT))
+            _fork(order, channel.receive_fds(sock, order["fds"]), plan)
+    os._exit(0)
+
+
+def _prepare(order: dict[str, Any]) -> Plan:
+    """Import and warm up everything, then look at the host, once for all workers."""
+    imports.follow(order["folders"])
+    for name in order["preload"]:
+        importlib.import_module(name)
+    if order["warm_up"]:
+        module, _, name = order["warm_up"].partition(":")
+        getattr(importlib.import_module(module), name)()
+    names = imports.Names()
+    binds, links = filesystem.system_binds()
+    address_space, data = _mapped()
+    plan = Plan(
+        caller=_caller(),
+        binds=(*names.binds, *binds),
+        links=links,
+        proc=os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
+        landlock_abi=landlock.abi(),
+        address_space=address_space,
+        data=data,
+        vsock=network.vsock_transport(),
+    )
+    worker.renamed.update(names.table())
+    imports.rename(worker.renamed)  # last: from here nothing can be imported outside a worker
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    _check_single_threaded()
+    return plan
+
+
+def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> None:
+    joins, groups = order["joins"], order["groups"]
+    _check_single_threaded()
+    if os.fork() == 0:
+        warden.main(
+            warden.Order(
+                channel=fds[0],
+                lifeline=fds[1],
+                join=fds[2 : 2 + joins],
+                above=fds[2 + joins :],
+                groups=groups,
+                disabled=frozenset(order["disabled"]),
+            ),
+            plan,
+        )
+    channel.close_all(fds)
+
+
+def _check_single_threaded() -> None:
+    """A fork copies only the calling thread, whatever locks the others hold."""
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise RuntimeError(
+            f"the zygote has {threads} threads and will not fork: what it preloaded or warmed up "
+            "started them"
+        )
+
+
+def _caller() -> str:
+    """How workers will be confined: with real capabilities, or by a user namespace."""
+    had = kernel.effective_capabilities()
+    may_be_nobody = (
+        had >> kernel.CAP_SETUID & 1
+        and had >> kernel.CAP_SETGID & 1
+        and _maps_nobody("/proc/self/uid_map")
+        and _maps_nobody("/proc/self/gid_map")
+    )
+    if may_be_nobody and had >> kernel.CAP_SYS_ADMIN & 1:
+        return ROOT
+    if may_be_nobody and os.geteuid() == 0:
+        return DEMOTED
+    return USER
+
+
+def _maps_nobody(path: str) -> bool:
+    with open(path, encoding="ascii") as lines:
+        for line in lines:
+            first, _, count = (int(number) for number in line.split())
+            if first <= NOBODY < first + count:
+                return True
+    return False
+
+
+def _mapped() -> tuple[int, int]:
+    """Bytes of address space and of data that this process, and so a worker, starts with."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = [int(number) for number in file.read().split()]
+    unit = resource.getpagesize()
+    return pages[0] * unit, pages[5] * unit
+
+
+@contextlib.contextmanager
+def _ending_with_parent(sock: socket.socket) -> Iterator[None]:
+    """While imports keep this process busy, the end of the parent ends it by SIGIO. fcntl(2)"""
+
+    def look(signum: int, frame: object) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                os._exit(1)
+
+    previous = signal.signal(signal.SIGIO, look)
+    flags = fcntl.fcntl(sock, fcntl.F_GETFL)
+    fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(sock, fcntl.F_SETFL, flags)
+        signal.signal(signal.SIGIO, previous)
