@@ -152,16 +152,17 @@ def _container(
 ) -> str:
     if "KUBERNETES_SERVICE_HOST" in environ or "/kubepods" in groups:
         return "kubernetes"
-    if files.has(".dockerenv") or re.search(r"/docker[/-]", groups):
-        return "docker"
-    if files.has("run/.containerenv") or "/libpod-" in groups:
+    over = {point for point, _, _ in mounts}
+    given_files = bool(over & {"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"})
+    if (files.has(".dockerenv") and given_files) or re.search(r"/docker[/-]", groups):
+        return "docker"  # the marker alone also lies in virtual machines made from an image
+    if (files.has("run/.containerenv") and given_files) or "/libpod-" in groups:
         return "podman"
     init = files.text("proc/1/environ")
     named = environ.get("container", "") or "".join(re.findall(r"(?:^|\0)container=([^\0]+)", init))
     if named.startswith("lxc") or "/lxc" in groups:
         return "lxc"
-    over_proc = {point for point, _, _ in mounts}
-    return "container" if named or {"/proc/kcore", "/proc/keys"} <= over_proc else ""
+    return "container" if named or {"/proc/kcore", "/proc/keys"} <= over else ""
 
 
 def _wsl(version: str) -> int:
