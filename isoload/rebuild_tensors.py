@@ -1,0 +1,183 @@
+"""Storages and tensors of every layout, over the segments and without a copy.
+
+The numbers have passed `isoload.check`. What depends on a tensor's own bytes (sparse indices, the
+places of nested components) is checked here, because torch would follow them anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import manifest as m
+from .errors import CheckpointError
+from .manifest import NONE, ManifestError
+from .placement import Placement
+from .segments import Segments
+
+DTYPES: list[Any] = [getattr(torch, name, None) for name in m.DTYPES]
+_META = torch.device("meta")
+_CPU = torch.device("cpu")
+_LAYOUTS = {
+    "sparse_csr": torch.sparse_csr,
+    "sparse_csc": torch.sparse_csc,
+    "sparse_bsr": torch.sparse_bsr,
+    "sparse_bsc": torch.sparse_bsc,
+}
+
+
+class Storages:
+    """The storages of a graph, each made once and placed once."""
+
+    def __init__(self, graph: m.Graph, segments: Segments, placement: Placement) -> None:
+        self._segments = segments
+        self._entries = graph.storages
+        arrays = {node.storage for node in graph.nodes if type(node) is m.NdArray}
+        self.placed: list[Any] = [
+            None if index in arrays else self._place(entry, placement)
+            for index, entry in enumerate(graph.storages)
+        ]
+
+    def _place(self, entry: m.Storage, placement: Placement) -> Any:
+        if entry.segment == m.ABSENT:
+            if entry.location != "meta":
+                raise ManifestError("a storage whose bytes did not come")
+            return torch.UntypedStorage(entry.nbytes, device="meta")
+        whole = self._segments.whole(entry.segment)
+        start = entry.offset
+        return placement.storage(whole[start : start + entry.nbytes], entry.location)
+
+    def bytes(self, index: int) -> memoryview:
+        """The storage's memory as it is in its segment, writable."""
+        entry = self._entries[index]
+        mapping = self._segments.mapping(entry.segment)
+        if mapping is None or not entry.nbytes:
+            return memoryview(bytearray())
+        return memoryview(mapping)[entry.offset : entry.offset + entry.nbytes]
+
+
+def with_flags(tensor: Any, flags: int) -> Any:
+    """The tensor with its bits set; a Parameter over it where it is one."""
+    if flags & (m.CONJ | m.NEG):
+        bits = {"conj": True} if flags & m.CONJ else {}
+        if flags & m.NEG:
+            bits["neg"] = True
+        torch._utils.set_tensor_metadata(tensor, bits)
+    requires_grad = bool(flags & m.REQUIRES_GRAD)
+    if flags & m.PARAMETER:
+        return torch.Tensor._make_subclass(torch.nn.Parameter, tensor, requires_grad)
+    if requires_grad:
+        tensor.requires_grad_(True)
+    return tensor
+
+
+def quantized(node: m.Quantized, storage: Any, objects: Sequence[Any]) -> Any:
+    typed = torch.storage.TypedStorage(
+        wrap_storage=storage, dtype=DTYPES[node.dtype], _internal=True
+    )
+    params: tuple[Any, ...] = (torch.per_tensor_affine, node.scale, node.zero_point)
+    if node.axis != NONE:
+        scales, zero_points = objects[node.scales], objects[node.zero_points]
+        params = (torch.per_channel_affine, scales, zero_points, node.axis)
+    plain = node.flags & ~m.PARAMETER
+    made = torch._utils._rebuild_qtensor(
+        typed, node.offset, tuple(node.size), tuple(node.stride), params, False, None
+    )
+    return with_flags(made, plain | (node.flags & m.PARAMETER))
+
+
+def sparse_coo(node: m.SparseCoo, objects: Sequence[Any]) -> Any:
+    indices, values = objects[node.indices], objects[node.values]
+    try:
+        made = torch.sparse_coo_tensor(
+            indices,
+            values,
+            node.size,
+            is_coalesced=node.coalesced or None,
+            check_invariants=True,
+        )
+    except RuntimeError as error:
+        raise CheckpointError(f"a sparse tensor whose indices are not valid: {error}") from None
+    return with_flags(made, node.flags)
+
+
+def sparse_compressed(node: m.SparseCompressed, objects: Sequence[Any]) -> Any:
+    try:
+        made = torch.sparse_compressed_tensor(
+            objects[node.compressed],
+            objects[node.plain],
+            objects[node.values],
+            node.size,
+            layout=_LAYOUTS[node.layout],
+            check_invariants=True,
+        )
+    except RuntimeError as error:
+        raise CheckpointError(f"a sparse tensor whose indices are not valid: {error}") from None
+    return with_flags(made, node.flags)
+
+
+def nested_strided(node: m.NestedStrided, objects: Sequence[Any]) -> Any:
+    """torch follows the three index tensors unchecked: they are copied, so that they stay as
+    checked."""
+    buffer = objects[node.buffer]
+    sizes, strides, offsets = (
+        objects[part].detach().to("cpu", copy=True)
+        for part in (node.sizes, node.strides, node.offsets)
+    )
+    rows = zip(sizes.tolist(), strides.tolist(), offsets.tolist(), strict=True)
+    for size, stride, offset in rows if sizes.dim() == 2 else ():
+        if any(dim < 0 for dim in size) or any(step < 0 for step in stride) or offset < 0:
+            raise CheckpointError("a nested tensor of negative extents")
+        reach = sum((dim - 1) * step for dim, step in zip(size, stride, strict=True))
+        if all(size) and offset + reach >= buffer.numel():
+            raise CheckpointError("a nested tensor that reaches beyond its buffer")
+        if offset > buffer.numel():
+            raise CheckpointError("a nested tensor that reaches beyond its buffer")
+    made = torch._nested_view_from_buffer(buffer, sizes, strides, offsets)
+    return with_flags(made, node.flags)
+
+
+def nested_jagged(node: m.NestedJagged, objects: Sequence[Any]) -> Any:
+    import torch._dynamo  # noqa: F401, PLC0415 - its constructor needs it; it takes seconds
+    import torch.nested._internal.nested_tensor as nested  # noqa: PLC0415
+
+    values, offsets = objects[node.values], objects[node.offsets]
+    lengths = None if node.lengths == NONE else objects[node.lengths]
+    _check_jagged(values.shape[node.ragged - 1], offsets, lengths)
+    cache = {
+        name: objects[part]
+        for name, part in (("min_seqlen", node.min_seqlen), ("max_seqlen", node.max_seqlen))
+        if part != NONE
+    }
+    return nested.NestedTensor(
+        values,
+        offsets,
+        lengths=lengths,
+        _ragged_idx=node.ragged,
+        _metadata_cache=cache,
+        requires_grad=bool(node.flags & m.REQUIRES_GRAD),
+    )
+
+
+def _check_jagged(total: int, offsets: Any, lengths: Any) -> None:
+    if offsets.is_meta:
+        return
+    places = offsets.tolist()
+    ends = places[1:]
+    if lengths is not None:
+        ends = [a + b for a, b in zip(places, lengths.tolist(), strict=False)]
+    rows = zip(places, ends, strict=False)
+    if places[0] < 0 or any(not 0 <= start <= end <= total for start, end in rows):
+        raise CheckpointError("a jagged tensor whose offsets are not valid")
+
+
+def ndarray(node: m.NdArray, dtype: np.dtype[Any], data: memoryview) -> Any:
+    order: Any = "F" if node.fortran else "C"
+    return np.ndarray(tuple(node.shape), dtype, data, order=order)
+
+
+def object_array(node: m.ObjectArray) -> Any:
+    return np.empty(tuple(node.shape), dtype=object, order="F" if node.fortran else "C")
