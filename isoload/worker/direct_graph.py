@@ -1,0 +1,246 @@
+"""A scanned pickle, executed by the C unpickler: no tensor, storage or class of the file is made.
+
+`direct_scan` says why the C unpickler may run the program. The globals that it finds are the inert
+stand-ins below, and plain containers of Python where torch's own table holds those too. Nothing
+that can be on its stack has `append`, `extend` or `__setitem__` but what torch's unpickler takes
+for that, and nothing but the table's own functions and classes can be called.
+
+No offset into the file is computed here (storages are given by whoever knows the container), and no
+node of the graph is made but for values.
+"""
+
+from __future__ import annotations
+
+import _pickle
+import io
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from torch import _weights_only_unpickler
+
+from isoload import manifest
+from isoload.manifest import Node, Tensor
+
+from .direct_scan import MODULE, full_name
+
+MAX_DIMS = 16
+_TRAINABLE = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
+
+
+class Unusual(Exception):
+    """Not what an ordinary checkpoint holds: for torch to decide."""
+
+
+class Kind(msgspec.Struct, eq=False):
+    """What stands for a storage class: the dtype that its name says."""
+
+    dtype: int
+    itemsize: int
+
+
+class Bytes(msgspec.Struct, eq=False):
+    """A storage: its place in the manifest, and the dtype under which the file first named it."""
+
+    index: int
+    kind: Kind
+    offset: int
+    nbytes: int
+
+
+class View(msgspec.Struct, eq=False):
+    """A tensor, as the file asked for it.
+
+    `args`: (storage, offset, size, stride, requires_grad, hooks, dtype)."""
+
+    args: tuple[Any, ...]
+    parameter: bool = False
+    node: Tensor | None = None
+    index: int = manifest.NONE
+
+
+class Plain(msgspec.Struct, eq=False):
+    """A value whose node is known at once, and that cannot be called: torch.Size, torch.device."""
+
+    node: Node
+
+
+class Buffer(msgspec.Struct, eq=False):
+    """A bytearray: no key of a dict, as in Python."""
+
+    node: Node
+    __hash__ = None  # type: ignore[assignment]
+
+
+class FileList(list[Any]):
+    """A list that takes no item by index: torch's unpickler refuses SETITEM on lists."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise Unusual
+
+
+_DTYPES = {
+    name: (getattr(torch, name), index)
+    for index, name in enumerate(manifest.DTYPES)
+    if isinstance(getattr(torch, name, None), torch.dtype)
+}
+_ORDINARY = (
+    *(*_TRAINABLE, "uint8", "int8", "int16", "int32", "int64", "bool"),
+    *(
+        "uint16",
+        "uint32",
+        "uint64",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+    ),
+)
+KINDS = {
+    dtype: Kind(index, dtype.itemsize)
+    for dtype, index in (_DTYPES[name] for name in _ORDINARY if name in _DTYPES)
+}
+MAY_TRAIN = frozenset(_DTYPES[name][1] for name in _TRAINABLE)
+_STORAGES = {
+    f"torch.{name}": KINDS[dtype]
+    for name, dtype in torch.storage._storage_type_to_dtype_map().items()
+    if dtype in KINDS
+}
+_UNTYPED = Kind(manifest.DTYPES.index("uint8"), 1)
+_BUILD = object()
+
+Storages = Callable[[Kind, str, str, Any], Bytes]
+"""(storage class, key, location, number of elements) → the storage. Raises `Unusual`."""
+
+
+def _size(*args: Any) -> Plain:
+    (dims,) = args
+    if type(dims) is not tuple or not set(map(type, dims)) <= {int} or len(dims) > MAX_DIMS:
+        raise Unusual
+    if not all(0 <= dim < 1 << 63 for dim in dims):
+        raise Unusual
+    return Plain(manifest.Size(list(dims)))
+
+
+def _encoded(*args: Any) -> bytes:
+    text, encoding = args
+    if type(text) is not str or encoding != "latin1":
+        raise Unusual
+    return text.encode("latin1")
+
+
+def _bytearray(*args: Any) -> Buffer:
+    kinds = tuple(map(type, args))
+    if kinds == (str, str) and args[1] == "latin-1":
+        args = (args[0].encode("latin-1"),)
+    elif kinds not in ((), (bytes,)):
+        raise Unusual
+    return Buffer(manifest.ByteArray(*args or (b"",)))
+
+
+def _device(*args: Any) -> Plain:
+    if not args or type(args[0]) is not str or not set(map(type, args[1:])) <= {int}:
+        raise Unusual
+    return Plain(manifest.Named("device", str(torch.device(*args))))
+
+
+_SHARED: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "collections.Counter": Counter,
+    "builtins.set": set,
+    "builtins.complex": complex,
+    "builtins.bytearray": _bytearray,
+    "_codecs.encode": _encoded,
+    "torch.Size": _size,
+    "torch.device": _device,
+    "torch.storage.UntypedStorage": _UNTYPED,
+    **_STORAGES,
+    **{f"torch.{name}": dtype for name, (dtype, _) in _DTYPES.items()},
+}
+_REBUILD = (
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch._utils._rebuild_parameter",
+)
+_TORCHS = _weights_only_unpickler._get_allowed_globals()
+
+ALLOWED = frozenset(name for name in (*_SHARED, *_REBUILD) if name in _TORCHS)
+"""The globals that are read here: a part of torch's own table, under the names they have there."""
+
+
+class Made(NamedTuple):
+    """What the program made, before any of it is a node."""
+
+    root: Any
+    views: list[View]
+
+
+def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
+    """Run a scanned program. Raises whatever the C unpickler, or `Unusual`, has to say of it.
+
+    A storage's persistent id is ("storage", class, key, location, elements); in legacy files a
+    sixth item says that it is a view of another, which is not handled here."""
+    views: list[View] = []
+    no_hooks: OrderedDict[Any, Any] = OrderedDict()
+
+    def tensor(*args: Any) -> View:
+        storage, offset, size, stride = args
+        view = View((storage, offset, size, stride, False, no_hooks, None))
+        views.append(view)
+        return view
+
+    def tensor_v2(*args: Any) -> View:
+        storage, offset, size, stride, requires_grad, hooks = args
+        view = View((storage, offset, size, stride, requires_grad, hooks, None))
+        views.append(view)
+        return view
+
+    def tensor_v3(*args: Any) -> View:
+        if type(args[6]) is not torch.dtype or len(args) != 7:
+            raise Unusual
+        view = View(args)
+        views.append(view)
+        return view
+
+    def parameter(*args: Any) -> View:
+        data, requires_grad, hooks = args
+        if type(data) is not View or data.parameter:
+            raise Unusual
+        view = View((*data.args[:4], requires_grad, hooks, data.args[6]), parameter=True)
+        views.append(view)
+        return view
+
+    def build(*args: Any) -> Any:
+        (made, state), marker = args
+        if marker is not _BUILD or type(made) is not OrderedDict or type(state) is not dict:
+            raise Unusual
+        made.__dict__.update(state)
+        return made
+
+    length = 6 if legacy else 5
+    table = {name: _SHARED[name] for name in ALLOWED if name in _SHARED}
+    table |= dict(zip(_REBUILD, (tensor, tensor_v2, tensor_v3, parameter), strict=True))
+
+    class Unpickler(_pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if module == MODULE:
+                return {"list": FileList, "build": _BUILD}[name]
+            return table[full_name(module, name)]
+
+        def persistent_load(self, pid: Any) -> Any:
+            if type(pid) is tuple and len(pid) == length:
+                word, kind, key, location, count = pid[:5]
+                if legacy and pid[5] is not None:
+                    raise Unusual
+                if word == "storage" and type(kind) is Kind and type(key) is type(location) is str:
+                    return storages(kind, key, location, count)
+                raise Unusual
+            return build(*pid)
+
+    root = Unpickler(io.BytesIO(code), encoding="utf-8").load()
+    return Made(root, views)

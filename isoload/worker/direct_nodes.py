@@ -1,0 +1,215 @@
+"""What the program made → manifest nodes.
+
+Every view is checked, those too that the result does not reach: where torch would raise, and where
+it is not certain that it would not, `Unusual` is raised and torch decides.
+
+Nothing is walked by recursion, and nothing is executed here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from isoload import manifest
+from isoload.manifest import PARAMETER, REQUIRES_GRAD, Node, Tensor
+
+from .direct_graph import (
+    KINDS,
+    MAX_DIMS,
+    MAY_TRAIN,
+    Buffer,
+    Bytes,
+    FileList,
+    Made,
+    Plain,
+    Unusual,
+    View,
+)
+
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+def describe(made: Made, max_nodes: int) -> tuple[int, list[Node]]:
+    """(root, nodes) of a graph. Raises `Unusual`."""
+    _check_views(made.views)
+    describer = _Describer(max_nodes)
+    return describer.describe(made.root), describer.nodes
+
+
+def _check_views(views: list[View]) -> None:
+    """Give each view its node, checked as torch's own `set_` would check it."""
+    if not views:
+        return
+    storages, offsets, sizes, strides, grads, hooks, _ = zip(
+        *[view.args for view in views], strict=True
+    )
+    expected = ((storages, Bytes), (offsets, int), (sizes, tuple), (strides, tuple), (grads, bool))
+    if any(set(map(type, column)) != {kind} for column, kind in expected):
+        raise Unusual
+    if set(map(type, hooks)) != {OrderedDict} or any(hooks):
+        raise Unusual
+    shapes = dict.fromkeys(zip(sizes, strides, strict=True))
+    numbers: set[type] = set()
+    for column in (sizes, strides):
+        numbers.update(*[map(type, dims) for dims in column])
+    if not numbers <= {int}:
+        raise Unusual
+    extents = {shape: _extent(*shape) for shape in shapes}
+    for view in views:
+        storage, offset, size, stride, grad, _, dtype = view.args
+        kind = storage.kind
+        if dtype is not None:
+            kind = KINDS.get(dtype)
+            if kind is None or storage.offset % kind.itemsize:
+                raise Unusual
+        if offset < 0 or (offset + extents[size, stride]) * kind.itemsize > storage.nbytes:
+            raise Unusual
+        flags = PARAMETER if view.parameter else 0
+        if grad:
+            if kind.dtype not in MAY_TRAIN:
+                raise Unusual
+            flags |= REQUIRES_GRAD
+        view.node = Tensor(storage.index, kind.dtype, offset, list(size), list(stride), flags)
+
+
+def _extent(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """The elements from the first to the last of a view; 0 for an empty one."""
+    if len(size) != len(stride) or len(size) > MAX_DIMS or min(size + stride, default=0) < 0:
+        raise Unusual
+    if 0 in size:
+        return 0
+    return 1 + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+
+
+class _Describer:
+    """Containers and scalars → nodes. An object met twice is one node."""
+
+    def __init__(self, max_nodes: int) -> None:
+        self.nodes: list[Node] = []
+        self._max_nodes = max_nodes
+        self._known: dict[int, int] = {}
+        self._open: list[tuple[Any, Any]] = []
+        """Containers that have a node and no items yet."""
+        self._kept: list[Any] = []
+        """What was made on the way and must live, or its id would be another's."""
+
+    def describe(self, root: Any) -> int:
+        index = self._index(root)
+        while self._open:
+            made, node = self._open.pop()
+            if type(node) is manifest.Dict:
+                self._fill_dict(made, node)
+            else:
+                if type(made) is set and not set(map(type, made)) <= _SCALARS:
+                    raise Unusual
+                node.items.extend([self._index(item) for item in made])
+            if len(self.nodes) > self._max_nodes:
+                raise Unusual
+        return index
+
+    def _fill_dict(self, made: Any, node: manifest.Dict) -> None:
+        known = self._known.get
+        index = self._index
+        for key in dict.keys(made):
+            kind = type(key)
+            if kind not in _SCALARS and not (kind is tuple and set(map(type, key)) <= _SCALARS):
+                raise Unusual
+            found = known(id(key))
+            node.keys.append(index(key) if found is None else found)
+        node.values.extend([index(value) for value in dict.values(made)])
+
+    def _index(self, made: Any) -> int:
+        if type(made) is View:
+            if made.index < 0:
+                made.index = len(self.nodes)
+                self.nodes.append(made.node)
+            return made.index
+        found = self._known.get(id(made))
+        if found is not None:
+            return found
+        return self._tuple(made) if type(made) is tuple else self._add(made)
+
+    def _tuple(self, made: tuple[Any, ...]) -> int:
+        """A node for a tuple, after those of its items: inner tuples are worked off from a
+        stack."""
+        waiting = [made]
+        while waiting:
+            top = waiting[-1]
+            inner = [item for item in top if type(item) is tuple and id(item) not in self._known]
+            if inner:
+                waiting += inner
+            else:
+                waiting.pop()
+                if id(top) not in self._known:
+                    items = [self._index(item) for item in top]
+                    self._known[id(top)] = len(self.nodes)
+                    self.nodes.append(manifest.Tuple(items))
+            if len(self.nodes) + len(waiting) > self._max_nodes:
+                raise Unusual
+        return self._known[id(made)]
+
+    def _add(self, made: Any) -> int:
+        convert = _CONVERTERS.get(type(made))
+        if convert is None:
+            raise Unusual
+        node = convert(made)
+        index = self._known[id(made)] = len(self.nodes)
+        self.nodes.append(node)
+        if type(made) in _CONTAINERS:
+            self._open.append((made, node))
+            if type(made) is OrderedDict or type(made) is Counter:
+                self._attributes(made, index, node)
+        return index
+
+    def _attributes(self, made: Any, index: int, node: Any) -> None:
+        attributes = made.__dict__
+        if not attributes:
+            return
+        if type(made) is Counter:
+            raise Unusual
+        self._kept.append(attributes)
+        shell = manifest.Dict(node.keys, node.values, node.kind, self._index(attributes))
+        self.nodes[index] = shell
+
+
+def _text(made: str) -> Node:
+    try:
+        made.encode()
+    except UnicodeEncodeError:
+        return manifest.Text(made.encode("utf-8", "surrogatepass"))
+    return made
+
+
+def _integer(made: int) -> Node:
+    if made in _INT64:
+        return made
+    return manifest.BigInt(made.to_bytes(made.bit_length() // 8 + 1, "little", signed=True))
+
+
+def _itself(made: Any) -> Any:
+    return made
+
+
+_CONVERTERS: dict[type, Callable[[Any], Node]] = {
+    type(None): _itself,
+    bool: _itself,
+    float: _itself,
+    int: _integer,
+    str: _text,
+    bytes: manifest.Bytes,
+    complex: lambda made: manifest.Complex(made.real, made.imag),
+    torch.dtype: lambda made: manifest.Named("dtype", str(made).removeprefix("torch.")),
+    Plain: lambda made: made.node,
+    Buffer: lambda made: made.node,
+    FileList: lambda _: manifest.List([]),
+    set: lambda _: manifest.Set([]),
+    dict: lambda _: manifest.Dict([], []),
+    OrderedDict: lambda _: manifest.Dict([], [], "OrderedDict"),
+    Counter: lambda _: manifest.Dict([], [], "Counter"),
+}
+_SCALARS = {type(None), bool, int, float, str, bytes}
+_CONTAINERS = {FileList, set, dict, OrderedDict, Counter}
