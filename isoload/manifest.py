@@ -18,7 +18,9 @@ before `isoload.rebuild` may use a graph.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Union
 
 import msgspec
@@ -452,11 +454,24 @@ def decode_reply(data: bytes, *, max_nodes: int = MAX_NODES) -> Reply:
         for table in (frame.graph.nodes, frame.graph.storages):
             if _length(bytes(memoryview(table)[:5])) > max_nodes:
                 raise ManifestError(f"the reply describes more than {max_nodes} objects")
-        nodes = _nodes_decoder.decode(frame.graph.nodes)
-        storages = _storages_decoder.decode(frame.graph.storages)
+        with _uncollected():
+            nodes = _nodes_decoder.decode(frame.graph.nodes)
+            storages = _storages_decoder.decode(frame.graph.storages)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise ManifestError(f"the reply breaks the schema: {error}") from None
     return Loaded(frame.reading, Graph(frame.graph.root, nodes, storages))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would walk the growing table again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _length(head: bytes) -> int:

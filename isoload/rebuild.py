@@ -106,15 +106,22 @@ class _Builder:
         makers = {kind: getattr(self, name) for kind, name in _MAKERS.items()}
         placed = self.storages.placed
         devices = [None if storage is None else storage.device for storage in placed]
-        empty, place, dtypes, tensor_kind = torch.empty, torch.Tensor.set_, DTYPES, m.Tensor
-        for node in self.graph.nodes:
+        place, tensor_kind = torch.Tensor.set_, m.Tensor
+        empties: dict[tuple[int, Any], Any] = {}
+        nodes: list[Any] = self.graph.nodes
+        for node in nodes:
             kind = type(node)
             if kind in PLAIN:
                 append(node)
             elif kind is tensor_kind:
                 index = node.storage
-                tensor = empty((0,), dtype=dtypes[node.dtype], device=devices[index])
-                tensor = place(tensor, placed[index], node.offset, node.size, node.stride)
+                form = (node.dtype, devices[index])
+                new = empties.get(form)
+                if new is None:
+                    # An empty tensor makes another of its form faster than torch.empty does.
+                    dtype, device = DTYPES[node.dtype], devices[index]
+                    new = empties[form] = torch.empty((0,), dtype=dtype, device=device).new
+                tensor = place(new(), placed[index], node.offset, node.size, node.stride)
                 if node.flags:
                     tensor = with_flags(tensor, node.flags)
                 if node.attrs != NONE:
@@ -185,7 +192,7 @@ class _Builder:
     def tuple_(self, node: m.Tuple) -> Any:
         return tuple(self.pick(node.items))
 
-    def deque(self, node: m.Deque) -> Any:
+    def deque_(self, node: m.Deque) -> Any:
         return self.shell(deque(maxlen=node.maxlen), node)
 
     def value(self, node: m.Value) -> Any:
@@ -210,7 +217,8 @@ class _Builder:
         if node.dtype == NONE:
             return storage
         dtype = DTYPES[node.dtype]
-        return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+        typed: Any = torch.storage.TypedStorage
+        return typed(wrap_storage=storage, dtype=dtype, _internal=True)
 
     def numpy_dtype(self, node: m.NumpyDtype) -> Any:
         return make_dtype(node, self.pick(node.fields))
@@ -335,7 +343,7 @@ _MAKERS: dict[type, str] = {
     m.List: "list_",
     m.Dict: "dict_",
     m.Set: "set_",
-    m.Deque: "deque",
+    m.Deque: "deque_",
     m.Text: "text",
     m.BigInt: "big_int",
     m.Complex: "complex_",

@@ -19,13 +19,12 @@ from .storages import StorageTable
 _DTYPE_INDEX = {
     getattr(torch, name): index for index, name in enumerate(m.DTYPES) if hasattr(torch, name)
 }
-_FLAGGED = {
-    index for dtype, index in _DTYPE_INDEX.items() if dtype.is_floating_point or dtype.is_complex
-}
-_T = torch.Tensor
+_ITEMSIZE = {index: dtype.itemsize for dtype, index in _DTYPE_INDEX.items()}
+_COMPLEX = {index for dtype, index in _DTYPE_INDEX.items() if dtype.is_complex}
+_T: Any = torch.Tensor
 _Parameter = torch.nn.Parameter
 _strided = torch.strided
-_COMPRESSED = {
+_COMPRESSED: dict[Any, tuple[str, Any, Any]] = {
     torch.sparse_csr: ("sparse_csr", _T.crow_indices, _T.col_indices),
     torch.sparse_csc: ("sparse_csc", _T.ccol_indices, _T.row_indices),
     torch.sparse_bsr: ("sparse_bsr", _T.crow_indices, _T.col_indices),
@@ -45,11 +44,11 @@ class TensorWriter:
 
     def tensor(self, value: Any) -> int:
         """The node of a plain tensor or Parameter, without its attributes."""
-        if _T._backward_hooks.__get__(value):
+        if value._backward_hooks:
             self._reading.warn("the backward hooks of a tensor were dropped")
-        if _T.layout.__get__(value) is not _strided or _T.is_nested.__get__(value):
+        if value.layout is not _strided or value.is_nested:
             return self._composite(value)
-        if _T.is_quantized.__get__(value):
+        if value.is_quantized:
             return self._quantized(value)
         return self._add(m.Tensor(*self._view(value)))
 
@@ -58,33 +57,31 @@ class TensorWriter:
         return len(self._nodes) - 1
 
     def _view(self, value: Any) -> tuple[int, int, int, list[int], list[int], int]:
-        dtype = _T.dtype.__get__(value)
+        dtype = value.dtype
         index = _DTYPE_INDEX.get(dtype)
         if index is None:
             raise Unsupported(f"a tensor of {dtype}")
-        if _T.is_meta.__get__(value) and not _has_storage(value):
+        flags = m.PARAMETER if type(value) is _Parameter else 0
+        if value.requires_grad:
+            flags |= m.REQUIRES_GRAD
+        if value.__dict__:
+            value = _T.detach(value)  # without the attributes that could hide a method
+        if index in _COMPLEX and value.is_conj():
+            flags |= m.CONJ
+        if value.is_neg():
+            flags |= m.NEG
+        if value.is_meta and not torch._C._has_storage(value):
             storage = self.storages.add_absent(0)
         else:
-            storage = self.storages.index(_T.untyped_storage(value), _T.element_size(value))
+            storage = self.storages.index(value.untyped_storage(), _ITEMSIZE[index])
         return (
             storage,
             index,
-            _T.storage_offset(value),
-            [*_T.size(value)],
-            [*_T.stride(value)],
-            self._flags(value, index),
+            value.storage_offset(),
+            [*value.size()],
+            [*value.stride()],
+            flags,
         )
-
-    def _flags(self, value: Any, dtype: int) -> int:
-        flags = m.PARAMETER if type(value) is _Parameter else 0
-        if dtype in _FLAGGED:
-            if _T.requires_grad.__get__(value):
-                flags |= m.REQUIRES_GRAD
-            if _T.is_conj(value):
-                flags |= m.CONJ
-        if _T.is_neg(value):
-            flags |= m.NEG
-        return flags
 
     def _part(self, value: Any) -> int:
         """A tensor that the one at hand is made of."""
@@ -112,10 +109,10 @@ class TensorWriter:
 
     def _composite(self, value: Any) -> int:
         flags = m.PARAMETER if type(value) is _Parameter else 0
-        if _T.requires_grad.__get__(value):
+        if value.requires_grad:
             flags |= m.REQUIRES_GRAD
         value = _T.detach(value)
-        layout = _T.layout.__get__(value)
+        layout = value.layout
         if layout == torch.sparse_coo:
             indices, values = self._part(_T._indices(value)), self._part(_T._values(value))
             coalesced = _T.is_coalesced(value)
@@ -123,8 +120,10 @@ class TensorWriter:
         if layout in _COMPRESSED:
             name, compressed, plain = _COMPRESSED[layout]
             parts = [self._part(part(value)) for part in (compressed, plain, _T.values)]
-            return self._add(m.SparseCompressed(name, *parts, [*value.size()], flags))
-        if layout is _strided and _T.is_nested.__get__(value):
+            return self._add(
+                m.SparseCompressed(name, parts[0], parts[1], parts[2], [*value.size()], flags)
+            )
+        if layout is _strided and value.is_nested:
             parts = [
                 self._part(part(value))
                 for part in (
@@ -134,7 +133,7 @@ class TensorWriter:
                     _T._nested_tensor_storage_offsets,
                 )
             ]
-            return self._add(m.NestedStrided(*parts, flags))
+            return self._add(m.NestedStrided(parts[0], parts[1], parts[2], parts[3], flags))
         raise Unsupported(f"a tensor of the layout {printable(str(layout), 100)}")
 
     def jagged(self, value: Any, kind: type) -> tuple[int, dict[str, Any]] | None:
@@ -156,7 +155,7 @@ class TensorWriter:
             own.pop("_ragged_idx"),
             m.NONE if min_seqlen is None else self._part(min_seqlen),
             m.NONE if max_seqlen is None else self._part(max_seqlen),
-            m.REQUIRES_GRAD if _T.requires_grad.__get__(value) else 0,
+            m.REQUIRES_GRAD if value.requires_grad else 0,
         )
         made_by_torch = ("_size", "_strides", "_dynamo_propagated_dynamic_indices")
         return self._add(node), {k: v for k, v in own.items() if k not in made_by_torch}
@@ -166,9 +165,9 @@ class TensorWriter:
         try:
             with torch._C.DisableTorchFunction():
                 plain = torch.Tensor.as_subclass(value.detach(), torch.Tensor)
-            if type(plain) is not torch.Tensor or not _has_storage(plain):
+            if type(plain) is not torch.Tensor or not torch._C._has_storage(plain):
                 return None
-            plain.requires_grad_(bool(_T.requires_grad.__get__(value)))
+            plain.requires_grad_(bool(value.requires_grad))
             self._kept.append(plain)
             return self.tensor(plain)
         except (RuntimeError, TypeError, NotImplementedError):
@@ -181,7 +180,3 @@ class TensorWriter:
 
     def untyped_storage(self, value: Any) -> m.StorageValue:
         return m.StorageValue(self.storages.index(value, 1))
-
-
-def _has_storage(value: Any) -> bool:
-    return bool(torch._C._has_storage(value))
