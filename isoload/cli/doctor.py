@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from sandbox import DEFAULT_REQUIRED, Isolation, Layer, SandboxError, State, probe
 
@@ -46,24 +46,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(isolation: Isolation, missing: tuple[Layer, ...]) -> None:
+    """One line a layer; a terminal may wrap it, a pipe gets it whole."""
     console = Console(highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for layer in isolation.layers:
-        required = "required" if layer.name in DEFAULT_REQUIRED else ""
-        state = f"[{_STYLES[layer.state]}]{layer.state.value}[/]"
-        table.add_row(layer.name, state, required, _words(layer))
-    console.print(table)
+        line = Text(f"{layer.name:<12} ")
+        line.append(f"{layer.state.value:<12} ", _STYLES[layer.state])
+        line.append("; ".join(filter(None, (layer.mechanism, layer.cause))))
+        if layer.remedy:
+            line.append(f" → {layer.remedy}", "bold")
+        console.print(line, soft_wrap=True)
     if missing:
         names = ", ".join(layer.name for layer in missing)
         console.print(f"\nThis host cannot isolate as the default policy asks: {names}.")
     else:
         console.print("\nThis host can isolate as the default policy asks.")
-
-
-def _words(layer: Layer) -> str:
-    lines = [layer.mechanism] if layer.mechanism else []
-    if layer.cause:
-        lines.append(layer.cause)
-    if layer.remedy:
-        lines.append(f"→ {layer.remedy}")
-    return "\n".join(lines)

@@ -30,11 +30,20 @@ from sandbox.isolation import Layer, State
 _INTERVAL_SECONDS = 0.01
 _DUTY = 9  # list the tree in at most a tenth of the time: that reads all of the host's processes
 _FILL_RATE = 16 << 30  # bytes a CPU second: more than any core can zero pages and hand them over
+_FLOOR = 512 << 20  # bytes: a host with less available is running out (a twentieth, if small)
 _LOG = logging.getLogger("sandbox")
 
 
 def layer(cause: str, remedy: str) -> Layer:
     """The ``memory`` layer as the watchdog holds it; ``cause``: why there is no memory cgroup."""
+    if not _sees_others():
+        return Layer(
+            "memory",
+            State.UNAVAILABLE,
+            "",
+            f"{cause}; and the watchdog cannot see workers, because /proc is mounted with hidepid",
+            f"{remedy}; or mount -o remount,hidepid=0 /proc",
+        )
     return Layer("memory", State.PARTIAL, "watchdog (psutil)", cause, remedy)
 
 
@@ -45,6 +54,15 @@ def hard_bound(*, address_space: int, file_size: int, open_files: int, processes
     once more as many descriptors in flight over unix sockets (unix(7), ETOOMANYREFS).
     """
     return processes * (address_space + file_size * open_files) + file_size * open_files
+
+
+def _sees_others() -> bool:
+    """Under hidepid= (proc(5)) a worker, which is not dumpable, is as hidden as another's init."""
+    try:
+        psutil.Process(1).memory_info()
+    except psutil.Error:
+        return False
+    return True
 
 
 class Watchdog:
@@ -67,15 +85,19 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="sandbox-watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        try:
             self._worker = psutil.Process(self._pid)
             start = self._worker.memory_info()
-            self._start_rss, self._start_shared = start.rss, start.shared
             self._start_cpu = _cpu_seconds(self._worker)
-            host = psutil.virtual_memory()
-            self._start_host_shared = host.shared
-            self._floor = min(host.total // 20, 512 << 20)
-            self._thread.start()
+        except psutil.Error as error:  # gone, or not to be seen: then it must not live unwatched
+            _LOG.warning("worker %d cannot be watched (%s), so it is ended", self._pid, error)
+            self._on_exceeded(0)
+            return self
+        self._start_rss, self._start_shared = start.rss, start.shared
+        host = psutil.virtual_memory()
+        self._start_host_shared = host.shared
+        self._floor = min(host.total // 20, _FLOOR)
+        self._thread.start()
         return self
 
     def __exit__(
@@ -96,7 +118,7 @@ class Watchdog:
                 if not self._worker.is_running():
                     return
                 measured = 0
-            if measured > self.limit:
+            if measured > self.limit and self._worker.is_running():
                 self.exceeded = True
                 try:
                     self._on_exceeded(measured)
