@@ -56,7 +56,7 @@ class ZipArchive:
         self._checks_crc = sum(entry.size for entry in entries) <= CRC_LIMIT
         self._names: list[str] = self._reader.get_all_records()
         self._warn_of_duplicates(entries)
-        self._swapped = self.has_record("byteorder") and (
+        self.swapped = self.has_record("byteorder") and (
             self.get_record("byteorder") != sys.byteorder.encode()
         )
 
@@ -96,7 +96,7 @@ class ZipArchive:
             raise Damaged(f"record {name!r} has {size} bytes, where its tensor needs {nbytes}")
         if not nbytes:
             return torch.UntypedStorage(0)
-        if entry is None or self._swapped or not self._lies_open(name, entry):
+        if entry is None or self.swapped or not self._lies_open(name, entry):
             storage = self._unpacked(name, nbytes)
         else:
             offset = self.get_record_offset(name)

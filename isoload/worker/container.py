@@ -94,3 +94,8 @@ def _refuse_text(head: bytes) -> None:
         text = head.decode("utf-8", "replace")
         if text.isprintable() or "\n" in text:
             raise Unsupported("not a checkpoint: it looks like JSON")
+
+
+def nested(kind: str) -> Unsupported:
+    """A container within itself."""
+    return Unsupported(f"a {kind} file within a {kind} file: unpack it first")

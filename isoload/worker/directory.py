@@ -1,7 +1,8 @@
 """The central directory of a zip, as it stands in the file.
 
-It says how each record is stored and what its CRC should be. It never says which record torch reads:
-that is asked of torch, and the answer is looked up here by the offset of the record's local header.
+It says how each record is stored and what its CRC should be. It never says which record torch
+reads: that is asked of torch, and the answer is looked up here by the offset of the record's local
+header.
 """
 
 from __future__ import annotations

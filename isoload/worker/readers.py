@@ -10,7 +10,9 @@ from collections.abc import Callable
 from isoload import manifest
 
 from . import container
-from .formats import legacy, zip_
+from .direct import read_direct
+from .formats import gzip_, legacy, numpy_, safetensors_, tar_, zip_
+from .ladder import WEIGHTS_ONLY
 from .reading import Reading
 from .source import WorkerSource
 
@@ -19,7 +21,11 @@ Format = Callable[[WorkerSource, manifest.Request, Reading], None]
 _FORMATS: dict[str, Format] = {
     container.ZIP: zip_.read,
     container.STREAM: legacy.read,
+    container.TAR: tar_.read,
+    container.SAFETENSORS: safetensors_.read,
+    container.NPY: numpy_.read,
 }
+_DIRECT = (container.ZIP, container.STREAM)
 
 
 def read(
@@ -29,8 +35,30 @@ def read(
     reading = reading or Reading()
     kind = container.detect(source)
     reading.container = kind
-    _FORMATS[kind](source, request, reading)
+    if kind == container.GZIP:
+        gzip_.unpack(source, request, reading, _read_format)
+    elif kind not in _DIRECT or not _read_directly(source, request, reading):
+        _read_format(source, request, reading)
     return reading
+
+
+def _read_format(source: WorkerSource, request: manifest.Request, reading: Reading) -> None:
+    kind = container.detect(source)
+    reading.container = kind
+    if kind not in _FORMATS:
+        raise container.nested(kind)
+    _FORMATS[kind](source, request, reading)
+
+
+def _read_directly(source: WorkerSource, request: manifest.Request, reading: Reading) -> bool:
+    direct = read_direct(source, request)
+    if direct is None:
+        return False
+    reading.graph = direct.graph
+    reading.container = direct.container
+    reading.globals = direct.globals
+    reading.reader = WEIGHTS_ONLY
+    return True
 
 
 __all__ = ["Reading", "WorkerSource", "read"]

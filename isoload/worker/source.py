@@ -56,23 +56,29 @@ class MappedFile(io.RawIOBase):
 
 
 class WorkerSource:
-    """One checkpoint's bytes. `size` in bytes."""
+    """One checkpoint's bytes, behind a descriptor or (`held`) already in memory. `size` in bytes."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, held: bytes | None = None) -> None:
         self.fd = fd
-        self.size = os.fstat(fd).st_size
+        self.size = os.fstat(fd).st_size if held is None else len(held)
+        self._held = held
+
+    @classmethod
+    def of_bytes(cls, held: bytes) -> WorkerSource:
+        """A file within a file: it has no descriptor, and nothing may point into it."""
+        return cls(-1, held)
 
     @cached_property
-    def bytes(self) -> mmap.mmap | bytes:
+    def data(self) -> mmap.mmap | bytes:
         """The whole file: indexing gives an int, slicing a copy, and it has `find`."""
-        if not self.size:
-            return b""
+        if self._held is not None or not self.size:
+            return self._held or b""
         return mmap.mmap(self.fd, self.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
     @cached_property
     def view(self) -> memoryview:
         """The whole file, without a copy."""
-        return memoryview(self.bytes)
+        return memoryview(self.data)
 
     @cached_property
     def storage(self) -> torch.UntypedStorage:
@@ -82,6 +88,14 @@ class WorkerSource:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that the mapping is read-only
             return torch.frombuffer(self.view, dtype=torch.uint8).untyped_storage()
+
+    @cached_property
+    def zeros(self) -> torch.UntypedStorage:
+        """As many zeros as the file has bytes. They take no memory; never to be written."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            held = mmap.mmap(-1, max(self.size, 1), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+            return torch.frombuffer(memoryview(held), dtype=torch.uint8).untyped_storage()
 
     @property
     def mapping(self) -> tuple[int, int]:
@@ -98,4 +112,4 @@ class WorkerSource:
 
     def head(self, count: int) -> bytes:
         """The first bytes."""
-        return self.bytes[:count]
+        return self.data[:count]

@@ -1,0 +1,335 @@
+"""The inert unpickler: plain values and tensors for real, everything else as a record of what was asked.
+
+No module that the file names is imported, no attribute that it names is looked up on a real object, and
+nothing that it asks to be called is called. What a name stands for is decided by the table in `makers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import types
+import uuid
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable
+from mmap import mmap
+from typing import Any
+
+import numpy as np
+import torch
+
+from isoload import manifest, values
+
+from . import opcodes
+from .brief import brief
+from .machine import Machine
+from .makers import MAKERS, Decline
+from .makers.arrays import build_array, build_dtype
+from .makers.indirect import call_partial
+from .makers.standard import hashable
+from .makers.tensors import build_tensor
+from .reading import MAX_CALLS, MAX_GLOBALS, Damaged, Reading, Refused
+from .recorded import Recorded
+from .tags import Tags
+
+MAX_NAME = 1_000
+"""Characters of a global's name: no real one comes near it."""
+
+MAX_NESTING = 4
+"""Pickles within pickles (torch.storage._load_from_bytes)."""
+
+_CALLS_A_NAME = 20
+_PROTOCOL_3 = 3
+_RENAMED = {"torch.tensor": "torch._tensor", "__builtin__": "builtins", "copy_reg": "copyreg"}
+_NO_VALUE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a constructor may raise over arguments that it did not foresee."""
+
+_DYNAMIC = {
+    "cloudpickle.cloudpickle._make_skeleton_class": 1,
+    "cloudpickle.cloudpickle._make_skeleton_enum": 1,
+    "cloudpickle._make_skeleton_class": 1,
+    "dill._dill._create_type": 1,
+    "builtins.type": 0,
+    "collections.namedtuple": 0,
+}
+"""Functions that make a class by value, and which argument is its name."""
+
+Persistent = Callable[[object], object]
+
+
+def _torch_constants() -> dict[str, object]:
+    kinds = (torch.dtype, torch.layout, torch.qscheme, torch.memory_format)
+    return {f"torch.{name}": held for name, held in vars(torch).items() if isinstance(held, kinds)}
+
+
+_CONSTANTS = _torch_constants()
+
+
+class Context:
+    """One file, through all of its pickles: the report, the tags, and what each global's name stands for."""
+
+    def __init__(self, reading: Reading, tags: Tags, depth: int = 0) -> None:
+        self.reading = reading
+        self.tags = tags
+        self.depth = depth
+        self.references: dict[str, object] = {}
+        self._globals: set[str] = set()
+        self._calls: set[tuple[str, str]] = set()
+        self._asked: collections.Counter[str] = collections.Counter()
+
+    def note_global(self, name: str) -> None:
+        if name not in self._globals and len(self._globals) < MAX_GLOBALS:
+            self._globals.add(name)
+            self.reading.globals.append(name)
+
+    def note_call(self, name: str, args: object, kwargs: object) -> None:
+        """Each call once, and no name without end."""
+        self._asked[name] += 1
+        if self._asked[name] > _CALLS_A_NAME or len(self._calls) >= MAX_CALLS:
+            return
+        text = brief(args, kwargs)
+        if (name, text) not in self._calls:
+            self._calls.add((name, text))
+            self.reading.calls.append(manifest.Call(name, text))
+
+
+def _no_persistent(saved_id: object) -> object:
+    raise Damaged(f"it has a persistent id outside a torch file: {brief((saved_id,))}")
+
+
+class InertUnpickler(Machine):
+    """Reads pickles of one file. `persistent` gives what a persistent id stands for."""
+
+    def __init__(
+        self,
+        data: bytes | mmap,
+        context: Context,
+        persistent: Persistent = _no_persistent,
+        position: int = 0,
+    ) -> None:
+        super().__init__(data, position)
+        self.context = context
+        self._persistent = persistent
+
+    def load(self) -> Any:
+        """The next object of the stream."""
+        return opcodes.run(self)
+
+    def warn(self, message: str) -> None:
+        self.context.reading.warn(message)
+
+    # names
+
+    def find_global(self, module: str, name: str) -> object:
+        if len(module) + len(name) > MAX_NAME:
+            raise Damaged("a global's name is longer than any real one")
+        if self.protocol < _PROTOCOL_3:
+            if (module, name) in NAME_MAPPING:
+                module, name = NAME_MAPPING[module, name]
+            module = IMPORT_MAPPING.get(module, module)
+        full = f"{_RENAMED.get(module, module)}.{name}"
+        self.context.note_global(full)
+        return self.reference(full)
+
+    def find_extension(self, code: int) -> object:
+        name = f"copyreg.extension_{code}"
+        self.context.note_global(name)
+        return self.reference(name)
+
+    def reference(self, name: str) -> object:
+        """What a name stands for, the same each time: a value of torch's, or a record of the name."""
+        if len(name) > MAX_NAME:
+            raise Damaged("a global's name is longer than any real one")
+        known = self.context.references
+        if name not in known:
+            known[name] = _resolve(name)
+        return known[name]
+
+    def persistent_load(self, saved_id: object) -> object:
+        return self._persistent(saved_id)
+
+    # calls
+
+    def call(self, function: object, args: object, kwargs: object = None) -> object:
+        if type(args) is not tuple or (kwargs is not None and type(kwargs) is not dict):
+            raise Damaged("it calls something with arguments that are no tuple")
+        if kwargs and not all(type(key) is str for key in kwargs):  # type: ignore[attr-defined]
+            raise Damaged("it calls something with a keyword that is no string")
+        if isinstance(function, Recorded) and not function.reference:
+            return self._call_instance(function, args, kwargs)
+        name = _name(function)
+        maker = MAKERS.get(name) if not kwargs else None
+        if maker is not None:
+            try:
+                return maker(self, args)
+            except Decline:
+                pass
+            except _NO_VALUE:
+                self.warn(f"{name} could not be made of its arguments: it is recorded")
+        return self.record(name, args, kwargs)  # type: ignore[arg-type]
+
+    def _call_instance(self, function: Recorded, args: Any, kwargs: Any) -> object:
+        if function.name == "functools.partial":
+            try:
+                return call_partial(self, function.state, args)
+            except Decline:
+                pass
+        if function.name in _DYNAMIC:
+            return self.record(_dynamic_name(function), args, kwargs)
+        return self.record(f"{function.name}()", (function, *args), kwargs)
+
+    def record(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, object] | None = None
+    ) -> Recorded:
+        """An instance that only says what it was asked to be made of."""
+        self.context.note_call(name, args, kwargs)
+        return Recorded(name, args, kwargs)
+
+    def nested(self, data: bytes) -> object:
+        """The object in bytes that torch.save wrote, read inertly."""
+        from .formats.within import read_within  # noqa: PLC0415 - the formats read by this reader
+
+        if self.context.depth >= MAX_NESTING:
+            raise Refused("it has pickles within pickles, too deep")
+        return read_within(data, self.context)
+
+    def note_device(self, tensor: torch.Tensor, device: str) -> None:
+        self.context.tags.note(tensor.untyped_storage(), device)
+
+    # what is put into an object
+
+    def build(self, target: object, state: object) -> object:
+        try:
+            return self._build(target, state)
+        except Decline:
+            raise Damaged(
+                f"the state of a {type(target).__name__} is not what it should be"
+            ) from None
+
+    def _build(self, target: Any, state: Any) -> object:
+        if isinstance(target, Recorded):
+            self._build_recorded(target, state)
+        elif isinstance(target, torch.Tensor):
+            build_tensor(self, target, state)
+        elif type(target) is np.ndarray:
+            return self._build_array(target, state)
+        elif isinstance(target, np.dtype):
+            build_dtype(target, state)
+        elif type(target) is uuid.UUID:
+            _build_uuid(target, state)
+        elif type(target) in _WITH_ATTRIBUTES:
+            vars(target).update(_attributes(state))
+        elif state is not None:
+            self.context.note_call(f"{type(target).__name__}.__setstate__", (state,), None)
+        return target
+
+    def _build_array(self, array: np.ndarray[Any, Any], state: Any) -> object:
+        build_array(array, state)
+        return array
+
+    def _build_recorded(self, target: Recorded, state: Any) -> None:
+        if target.reference:  # state for a class: nothing is changed by it
+            self.context.note_call(f"{target.name}.__setstate__", (state,), None)
+            return
+        plain = _merge_slots(state)
+        if isinstance(target.state, dict) and isinstance(plain, dict):
+            plain = {**target.state, **plain}
+        target.state = plain
+
+    def extend(self, target: Any, items: list[Any]) -> None:
+        if type(target) in (list, collections.deque):
+            target.extend(items)
+        elif type(target) is set:
+            target.update(map(_key, items))
+        elif isinstance(target, Recorded) and not target.reference:
+            target.items.extend(items)
+        else:
+            raise Damaged(f"it adds items to a {type(target).__name__}")
+
+    def freeze(self, items: list[Any]) -> object:
+        return frozenset(map(_key, items))
+
+    def set_items(self, target: Any, flat: list[Any]) -> None:
+        if len(flat) % 2:
+            raise Damaged("a mapping has a key without a value")
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        if isinstance(target, dict):
+            for key, value in pairs:
+                target[key if type(key) is str else _key(key)] = value
+        elif isinstance(target, Recorded) and not target.reference:
+            target.pairs.extend(pairs)
+        else:
+            raise Damaged(f"it sets items of a {type(target).__name__}")
+
+
+_WITH_ATTRIBUTES = (
+    *(collections.OrderedDict, collections.Counter),
+    *(types.SimpleNamespace, argparse.Namespace),
+)
+
+
+def _resolve(name: str) -> object:
+    known = _CONSTANTS.get(name, values.GLOBALS.get(name))
+    if known is not None:
+        return known
+    module, _, last = name.rpartition(".")
+    if module.startswith("torch") and last.endswith("Storage"):
+        try:
+            return torch.serialization.StorageType(last)
+        except KeyError:
+            pass
+    return Recorded(name, reference=True)
+
+
+def _name(function: object) -> str:
+    if isinstance(function, Recorded):
+        return function.name
+    known = values.name_of(function)
+    if known is None:
+        raise Damaged(f"it calls a {type(function).__name__}")
+    return known[1]
+
+
+def _dynamic_name(maker: Recorded) -> str:
+    index = _DYNAMIC[maker.name]
+    name = maker.args[index] if len(maker.args) > index else None
+    spaces = [arg for arg in maker.args[index + 1 :] if isinstance(arg, dict)]
+    module = next((space["__module__"] for space in spaces if "__module__" in space), "__main__")
+    if type(name) is not str or type(module) is not str or len(name) + len(module) > MAX_NAME:
+        return f"{maker.name}()"
+    return f"{module}.{name}"
+
+
+def _key(key: Any) -> Any:
+    try:
+        return hashable(key)
+    except Decline:
+        raise Refused("a key is a tuple nested too deep to be hashed") from None
+
+
+def _attributes(state: Any) -> dict[str, Any]:
+    merged = _merge_slots(state)
+    if merged is None:
+        return {}
+    if not isinstance(merged, dict) or not all(type(key) is str for key in merged):
+        raise Decline
+    return merged
+
+
+def _merge_slots(state: Any) -> Any:
+    """The state of a class with __slots__ is a pair: its dict (or None), and its slots."""
+    if type(state) is tuple and len(state) == 2 and type(state[1]) is dict:
+        plain, slots = state
+        if plain is None or type(plain) is dict:
+            return {**(plain or {}), **slots}
+    return state
+
+
+def _build_uuid(target: uuid.UUID, state: Any) -> None:
+    number = _attributes(state).get("int")
+    if type(number) is not int or not 0 <= number < 1 << 128:
+        raise Decline
+    object.__setattr__(target, "int", number)
+
+
+__all__ = ["Context", "InertUnpickler", "Persistent", "Recorded"]
