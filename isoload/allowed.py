@@ -62,8 +62,9 @@ def make(cls: type, args: Sequence[Any], kwargs: dict[str, Any], items: Sequence
         _refuse(
             cls, f"a {cls.__mro__[-2].__name__} of that kind cannot be rebuilt from plain state"
         )
+    maker: Any = base or object
     try:
-        return (base or object).__new__(cls)
+        return maker.__new__(cls)
     except TypeError as error:
         _refuse(cls, str(error))
 

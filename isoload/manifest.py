@@ -66,7 +66,7 @@ PARAMETER = 8
 """Bits of `flags` in a tensor node."""
 
 
-class _Node(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
+class _Node(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     pass
 
 

@@ -17,6 +17,8 @@ from .staging import LARGE, copy_to_cuda
 Device: TypeAlias = "str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None"
 """Whatever torch.load takes as map_location."""
 
+_torch: Any = torch.serialization
+_CPU = _torch._cpu_deserialize
 _CUDA = re.compile(r"cuda(:\d+)?")
 
 
@@ -56,24 +58,16 @@ class Placement:
         return self._restore(storage, location) if placed is None else _untyped(placed)
 
     def _restore(self, storage: Any, location: Any) -> Any:
-        if location == "cpu" and torch.serialization._package_registry[0][2] is _CPU:
+        if location == "cpu" and _torch._package_registry[0][2] is _CPU:
             return storage
-        if (
-            isinstance(location, str)
-            and _CUDA.fullmatch(location)
-            and storage.nbytes() >= LARGE
-            and torch.serialization.default_restore_location is _DEFAULT
-        ):
-            index = torch.serialization.validate_cuda_device(location)
+        if isinstance(location, str) and _CUDA.fullmatch(location) and storage.nbytes() >= LARGE:
+            index = _torch.validate_cuda_device(location)
             return copy_to_cuda(storage, torch.device("cuda", index))
-        return _untyped(torch.serialization.default_restore_location(storage, location))
-
-
-_CPU = torch.serialization._cpu_deserialize
-_DEFAULT = torch.serialization.default_restore_location
+        return _untyped(_torch.default_restore_location(storage, location))
 
 
 def _untyped(placed: Any) -> Any:
     """What a restorer gave, held to what torch.load itself accepts."""
-    wrapped = torch.storage.TypedStorage(wrap_storage=placed, dtype=torch.uint8, _internal=True)
+    typed: Any = torch.storage.TypedStorage
+    wrapped = typed(wrap_storage=placed, dtype=torch.uint8, _internal=True)
     return wrapped._untyped_storage

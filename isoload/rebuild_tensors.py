@@ -18,9 +18,8 @@ from .manifest import NONE, ManifestError
 from .placement import Placement
 from .segments import Segments
 
+_torch: Any = torch
 DTYPES: list[Any] = [getattr(torch, name, None) for name in m.DTYPES]
-_META = torch.device("meta")
-_CPU = torch.device("cpu")
 _LAYOUTS = {
     "sparse_csr": torch.sparse_csr,
     "sparse_csc": torch.sparse_csc,
@@ -45,7 +44,7 @@ class Storages:
         if entry.segment == m.ABSENT:
             if entry.location != "meta":
                 raise ManifestError("a storage whose bytes did not come")
-            return torch.UntypedStorage(entry.nbytes, device="meta")
+            return _torch.UntypedStorage(entry.nbytes, device="meta")
         whole = self._segments.whole(entry.segment)
         start = entry.offset
         return placement.storage(whole[start : start + entry.nbytes], entry.location)
@@ -65,7 +64,7 @@ def with_flags(tensor: Any, flags: int) -> Any:
         bits = {"conj": True} if flags & m.CONJ else {}
         if flags & m.NEG:
             bits["neg"] = True
-        torch._utils.set_tensor_metadata(tensor, bits)
+        _torch._utils.set_tensor_metadata(tensor, bits)
     requires_grad = bool(flags & m.REQUIRES_GRAD)
     if flags & m.PARAMETER:
         return torch.Tensor._make_subclass(torch.nn.Parameter, tensor, requires_grad)
@@ -75,18 +74,17 @@ def with_flags(tensor: Any, flags: int) -> Any:
 
 
 def quantized(node: m.Quantized, storage: Any, objects: Sequence[Any]) -> Any:
-    typed = torch.storage.TypedStorage(
+    typed = _torch.storage.TypedStorage(
         wrap_storage=storage, dtype=DTYPES[node.dtype], _internal=True
     )
     params: tuple[Any, ...] = (torch.per_tensor_affine, node.scale, node.zero_point)
     if node.axis != NONE:
         scales, zero_points = objects[node.scales], objects[node.zero_points]
         params = (torch.per_channel_affine, scales, zero_points, node.axis)
-    plain = node.flags & ~m.PARAMETER
-    made = torch._utils._rebuild_qtensor(
+    made = _torch._utils._rebuild_qtensor(
         typed, node.offset, tuple(node.size), tuple(node.stride), params, False, None
     )
-    return with_flags(made, plain | (node.flags & m.PARAMETER))
+    return with_flags(made, node.flags)
 
 
 def sparse_coo(node: m.SparseCoo, objects: Sequence[Any]) -> Any:

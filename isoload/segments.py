@@ -49,7 +49,7 @@ class Segments:
         if whole is None:
             mapping = self._mappings[index]
             if mapping is None:
-                whole = torch.UntypedStorage(0, device="cpu")
+                whole = torch.empty(0, dtype=torch.uint8, device="cpu").untyped_storage()
             else:
                 # A memoryview, so that the mapping cannot be closed under the storage.
                 view = memoryview(mapping)

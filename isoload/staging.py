@@ -39,7 +39,8 @@ class CudaBackend:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._streams = [torch.cuda.Stream(device) for _ in range(2)]
+        stream: Any = torch.cuda.Stream
+        self._streams = [stream(device) for _ in range(2)]
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         target = torch.empty(nbytes, dtype=torch.uint8, device=self._device)

@@ -266,8 +266,9 @@ def make_named(kind: str, name: str) -> Any:
         except RuntimeError:
             raise ValueError(f"no device {name!r}") from None
     if kind == "storage_type" and _STORAGE_TYPE.fullmatch(name):
+        storage_type: Any = torch.serialization.StorageType
         try:
-            return torch.serialization.StorageType(name)
+            return storage_type(name)
         except KeyError:
             raise ValueError(f"no storage type {name!r}") from None
     table = {"constant": CONSTANTS, "global": GLOBALS}.get(kind)

@@ -94,7 +94,7 @@ class _Walk:
             torch.UntypedStorage: self.tensors.untyped_storage,
             **dict.fromkeys(NAMED_TYPES, _named),
         }
-        self.opened: dict[type, Callable[[Any], _Frame]] = {
+        self.opened: dict[type, Callable[[Any], _Frame | int]] = {
             list: self.open_list,
             tuple: self.open_tuple,
             dict: self.open_dict,
@@ -113,7 +113,7 @@ class _Walk:
         index = self.walk(root)
         while self.pending:
             owner, attrs = self.pending.pop()
-            self.nodes[owner] = _with_attrs(self.nodes[owner], self.walk(attrs))
+            self.nodes[owner].attrs = self.walk(attrs)
         return index
 
     def walk(self, root: Any) -> int:
@@ -141,7 +141,7 @@ class _Walk:
                             self.add_attrs(index, child.__dict__, torch.Tensor)
                     else:
                         opened = self.open(child, kind)
-                        if type(opened) is not int:
+                        if isinstance(opened, _Frame):
                             stack.append(opened)
                             break
                         index = opened
@@ -151,7 +151,7 @@ class _Walk:
                 done.append(index)
             else:
                 made = frame.finish(done)
-                if type(made) is not int:
+                if isinstance(made, _Frame):
                     stack[-1] = made
                     continue
                 stack.pop()
@@ -258,7 +258,7 @@ class _Walk:
         """Keys and values in turn, as a pickle has them."""
         self.count(len(value))
         kind = type(value)
-        factory = self.factory(value) if kind is defaultdict else m.NONE
+        factory = self.factory(value) if isinstance(value, defaultdict) else m.NONE
         name = "" if kind is dict else kind.__name__
 
         def make(done: list[int]) -> m.Dict:
@@ -437,11 +437,6 @@ def _pairs(value: dict[Any, Any]) -> Iterator[Any]:
     for key, item in dict.items(value):
         yield key
         yield item
-
-
-def _with_attrs(node: Any, attrs: int) -> Any:
-    fields = {name: getattr(node, name) for name in node.__struct_fields__}
-    return type(node)(**{**fields, "attrs": attrs})
 
 
 _LIVE = (

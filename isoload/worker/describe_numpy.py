@@ -78,7 +78,7 @@ class ArrayWriter:
 
 def _blob_of(flat: np.ndarray[Any, Any]) -> Blob:
     def view() -> memoryview:
-        order = flat if flat.flags.c_contiguous else flat.T
+        order: Any = flat if flat.flags.c_contiguous else flat.T
         return memoryview(order.reshape(-1).view(np.uint8)) if flat.nbytes else memoryview(b"")
 
     return Blob(-1, flat.__array_interface__["data"][0], flat.nbytes, view)

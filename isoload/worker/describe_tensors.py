@@ -56,11 +56,11 @@ class TensorWriter:
         self._nodes.append(node)
         return len(self._nodes) - 1
 
-    def _view(self, value: Any) -> tuple[int, int, int, list[int], list[int], int]:
+    def _view(self, value: Any) -> tuple[int, int, int, list[int], Any, int]:
         dtype = value.dtype
         index = _DTYPE_INDEX.get(dtype)
-        if index is None:
-            raise Unsupported(f"a tensor of {dtype}")
+        if index is None or not torch._C._has_storage(value):
+            raise Unsupported(f"a tensor of {dtype} on {value.device}")
         flags = m.PARAMETER if type(value) is _Parameter else 0
         if value.requires_grad:
             flags |= m.REQUIRES_GRAD
@@ -70,18 +70,8 @@ class TensorWriter:
             flags |= m.CONJ
         if value.is_neg():
             flags |= m.NEG
-        if value.is_meta and not torch._C._has_storage(value):
-            storage = self.storages.add_absent(0)
-        else:
-            storage = self.storages.index(value.untyped_storage(), _ITEMSIZE[index])
-        return (
-            storage,
-            index,
-            value.storage_offset(),
-            [*value.size()],
-            [*value.stride()],
-            flags,
-        )
+        storage = self.storages.index(value.untyped_storage(), _ITEMSIZE[index])
+        return storage, index, value.storage_offset(), list(value.shape), value.stride(), flags
 
     def _part(self, value: Any) -> int:
         """A tensor that the one at hand is made of."""

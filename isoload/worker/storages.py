@@ -17,14 +17,27 @@ from isoload.check import MAX_TEXT
 from .arena import Blob, lay_out, write_arena
 from .reading import Reading, Unsupported
 
+_CPU = torch.device("cpu")
+
 
 class _Entry:
-    __slots__ = ("blob", "itemsize", "location", "nbytes")
+    """A storage, or (`blob`) bytes that are none; `address` is None on the meta device."""
 
-    def __init__(self, blob: Blob | None, nbytes: int, location: str) -> None:
-        self.blob = blob
+    __slots__ = ("address", "blob", "itemsize", "location", "nbytes", "storage")
+
+    def __init__(
+        self,
+        storage: Any,
+        address: int | None,
+        nbytes: int,
+        location: str,
+        blob: Blob | None = None,
+    ) -> None:
+        self.storage = storage
+        self.address = address
         self.nbytes = nbytes
         self.location = location
+        self.blob = blob
         self.itemsize = 1
 
 
@@ -35,7 +48,6 @@ class StorageTable:
         self._reading = reading
         self._entries: list[_Entry] = []
         self._by_cdata: dict[int, int] = {}
-        self._kept: list[Any] = []
 
     def index(self, storage: Any, itemsize: int) -> int:
         """The entry of a storage of which there is a view with items of that size."""
@@ -43,8 +55,7 @@ class StorageTable:
         index = self._by_cdata.get(cdata)
         if index is None:
             index = self._by_cdata[cdata] = len(self._entries)
-            self._kept.append(storage)
-            self._entries.append(self._entry(index, storage))
+            self._entries.append(self._entry(storage))
         entry = self._entries[index]
         if itemsize > entry.itemsize:
             entry.itemsize = itemsize
@@ -53,30 +64,21 @@ class StorageTable:
     def add_bytes(self, blob: Blob) -> int:
         """A new entry for bytes that are no torch storage."""
         index = len(self._entries)
-        self._entries.append(_Entry(dataclasses.replace(blob, index=index), blob.nbytes, "cpu"))
+        blob = dataclasses.replace(blob, index=index)
+        self._entries.append(_Entry(None, blob.address, blob.nbytes, "cpu", blob))
         return index
 
-    def add_absent(self, nbytes: int) -> int:
-        """A new entry on the meta device."""
-        self._entries.append(_Entry(None, nbytes, "meta"))
-        return len(self._entries) - 1
-
-    def _entry(self, index: int, storage: Any) -> _Entry:
+    def _entry(self, storage: Any) -> _Entry:
         nbytes = storage.nbytes()
-        kind = storage.device.type
-        if kind == "meta":
-            return _Entry(None, nbytes, "meta")
-        if kind != "cpu":
-            raise Unsupported(f"a tensor lies on the device {kind}")
+        device = storage.device
+        if device != _CPU:
+            if device.type != "meta":
+                raise Unsupported(f"a tensor lies on the device {device.type}")
+            return _Entry(storage, None, nbytes, "meta")
         location = self._reading.location(storage)
-        if type(location) is not str:
-            location = str.__str__(location)
-        if len(location) > MAX_TEXT or not location.isprintable():
+        if location != "cpu" and (len(location) > MAX_TEXT or not location.isprintable()):
             raise Unsupported("a storage's saved location is no printable name")
-        if not nbytes:
-            return _Entry(Blob(index, 0, 0, lambda: memoryview(b"")), 0, location)
-        blob = Blob(index, storage.data_ptr(), nbytes, lambda: _bytes_of(storage))
-        return _Entry(blob, nbytes, location)
+        return _Entry(storage, storage.data_ptr(), nbytes, location)
 
     def finish(self, tensors: bool, max_bytes: int) -> tuple[list[m.Storage], int | None]:
         """The manifest's storages, and the arena's descriptor if there is one."""
@@ -85,19 +87,17 @@ class StorageTable:
             length = 0
         placed: list[m.Storage | None] = []
         copied: list[Blob] = []
-        for entry in self._entries:
-            blob = entry.blob
-            if blob is None or not tensors:
-                placed.append(m.Storage(m.ABSENT, 0, entry.nbytes, entry.location))
-                continue
-            offset = blob.address - base
-            if not entry.nbytes:
+        for index, entry in enumerate(self._entries):
+            address, nbytes = entry.address, entry.nbytes
+            if address is None or not tensors:
+                placed.append(m.Storage(m.ABSENT, 0, nbytes, entry.location))
+            elif not nbytes:
                 placed.append(m.Storage(m.SOURCE, 0, 0, entry.location))
-            elif 0 <= offset <= length - entry.nbytes and offset % entry.itemsize == 0:
-                placed.append(m.Storage(m.SOURCE, offset, entry.nbytes, entry.location))
+            elif 0 <= address - base <= length - nbytes and not (address - base) % entry.itemsize:
+                placed.append(m.Storage(m.SOURCE, address - base, nbytes, entry.location))
             else:
                 placed.append(None)
-                copied.append(blob)
+                copied.append(entry.blob or _blob(index, address, entry))
         if not copied:
             return [storage for storage in placed if storage is not None], None
         offsets = lay_out(copied, max_bytes)
@@ -108,6 +108,11 @@ class StorageTable:
         ], arena
 
 
+def _blob(index: int, address: int, entry: _Entry) -> Blob:
+    return Blob(index, address, entry.nbytes, lambda: _bytes_of(entry.storage))
+
+
 def _bytes_of(storage: Any) -> memoryview:
     """A storage's bytes, without a copy."""
-    return memoryview(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
+    array: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    return memoryview(array)
