@@ -207,7 +207,8 @@ def _initramfs(step: str, number: int, host: Host) -> Explanation | None:
 
 
 def _proc_sys(step: str, number: int, host: Host) -> Explanation | None:
-    if number in (errno.EROFS, errno.EACCES, errno.ENOENT) and host.proc_sys_read_only:
+    refused = number in (errno.EROFS, errno.EACCES, errno.ENOENT)
+    if refused and "/proc/sys" in step and host.proc_sys_read_only:
         return (
             "/proc/sys is mounted read-only, as containers have it, so nested user namespaces "
             "cannot be switched off there",
@@ -218,7 +219,7 @@ def _proc_sys(step: str, number: int, host: Host) -> Explanation | None:
 
 
 def _masked_proc(step: str, number: int, host: Host) -> Explanation | None:
-    if number == errno.EPERM and "proc" in step and host.masked_proc:
+    if number == errno.EPERM and "mount" in step and "proc" in step and host.masked_proc:
         return (
             f"/proc is masked here ({', '.join(host.masked_proc[:3])} …), so the kernel lets "
             "nobody below mount a fresh one",
