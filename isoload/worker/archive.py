@@ -1,15 +1,18 @@
 """A zip as torch reads it, with everything checked that torch does not check.
 
-torch's own reader decides which record a name means and where its data starts. What the central directory
-says of that record (how it is stored, its size, its CRC) is then held against the bytes. A storage whose
-bytes lie in the file as they are is a slice of the mapping; any other is unpacked into memory of its own.
+torch's own reader decides which record a name means and where its data starts. What the central
+directory says of that record (how it is stored, its size, its CRC) is then held against the bytes.
+A storage whose bytes lie in the file as they are is a slice of the mapping; any other is unpacked
+into memory of its own.
 """
 
+# mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import sys
 import zlib
 from collections import Counter
+from typing import Any
 
 import torch
 
@@ -45,7 +48,7 @@ class ZipArchive:
         self._source = source
         self._reading = reading
         try:
-            self._reader = torch._C.PyTorchFileReader(source.file())
+            self._reader: Any = torch._C.PyTorchFileReader(source.file())
         except RuntimeError as error:
             raise Damaged(f"the zip archive cannot be read: {first_line(error)}") from None
         self._entries: dict[int, Entry | None] = {}
@@ -89,7 +92,9 @@ class ZipArchive:
         return _Storage(self.storage(name, count))
 
     def storage(self, name: str, nbytes: int) -> torch.UntypedStorage:
-        """One record as a storage of exactly `nbytes`: a slice of the mapping where that is possible."""
+        """One record as a storage of exactly `nbytes`: a slice of the mapping where that is
+        possible.
+        """
         entry = self._checked(name)
         size = self.get_record_size(name)
         if size != nbytes:
@@ -102,8 +107,8 @@ class ZipArchive:
             offset = self.get_record_offset(name)
             storage = self._source.storage[offset : offset + nbytes]
         if entry is not None and self._checks_crc:
-            held = torch.empty(0, dtype=torch.uint8).set_(storage)
-            if zlib.crc32(held.numpy()) != entry.crc:
+            held: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+            if zlib.crc32(held) != entry.crc:
                 self._warn_of_crc(name)
         return storage
 
@@ -113,7 +118,7 @@ class ZipArchive:
         return storage
 
     def _checked(self, name: str) -> Entry | None:
-        """The directory's entry for the record that torch means, or None where that is not certain."""
+        """The directory's entry for the record that torch means; None where that is uncertain."""
         try:
             header = int(self._reader.get_record_header_offset(name))
         except RuntimeError as error:

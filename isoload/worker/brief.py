@@ -1,4 +1,4 @@
-"""Arguments as short text for the report: never a repr of anything the file made, and never deep."""
+"""Arguments as short text for the report: never a repr of what the file made, and never deep."""
 
 from __future__ import annotations
 
@@ -60,5 +60,5 @@ def _show_many(value: Any, depth: int) -> str:
         items.append(
             f"{shown}: {_show(value[item], depth + 1)}" if isinstance(value, dict) else shown
         )
-    opened, closed = {list: "[]", tuple: "()"}.get(type(value), "{}")
-    return f"{opened}{', '.join(items)}{closed}"
+    brackets = {"list": "[]", "tuple": "()"}.get(type(value).__name__, "{}")
+    return f"{brackets[0]}{', '.join(items)}{brackets[1]}"

@@ -59,9 +59,9 @@ def read_directory(view: memoryview) -> list[Entry]:
     end = len(view) - len(tail) + at
     (_, _, _, _, count, size, offset, _) = _END.unpack_from(view, end)
     locator = end - _END64_LOCATOR.size
-    if locator >= 0 and view[locator : locator + 4] == b"PK\x06\x07":
+    if locator >= 0 and bytes(view[locator : locator + 4]) == b"PK\x06\x07":
         end64 = _END64_LOCATOR.unpack_from(view, locator)[2]
-        if end64 + _END64.size <= len(view) and view[end64 : end64 + 4] == b"PK\x06\x06":
+        if end64 + _END64.size <= len(view) and bytes(view[end64 : end64 + 4]) == b"PK\x06\x06":
             *_, count, size, offset = _END64.unpack_from(view, end64)
     if offset + size > len(view):
         raise Damaged(
@@ -71,7 +71,7 @@ def read_directory(view: memoryview) -> list[Entry]:
 
 
 def _entries(directory: memoryview, count: int) -> list[Entry]:
-    entries = []
+    entries: list[Entry] = []
     at = 0
     for _ in range(count):
         if at + _ENTRY.size > len(directory):

@@ -1,7 +1,7 @@
 """torch.load(weights_only=False): code of the file's choosing runs, in this worker.
 
-Only the last rung calls this, and only where the parent asked for it. After it nothing that this process
-says is worth more than what a stranger says; the parent checks all of it in any case.
+Only the last rung calls this, and only where the parent asked for it. After it nothing that this
+process says is worth more than what a stranger says; the parent checks all of it in any case.
 """
 
 from __future__ import annotations

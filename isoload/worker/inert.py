@@ -1,9 +1,12 @@
-"""The inert unpickler: plain values and tensors for real, everything else as a record of what was asked.
+"""The inert unpickler: plain values and tensors for real, everything else as a record of what was
+asked.
 
-No module that the file names is imported, no attribute that it names is looked up on a real object, and
-nothing that it asks to be called is called. What a name stands for is decided by the table in `makers`.
+No module that the file names is imported, no attribute that it names is looked up on a real object,
+and nothing that it asks to be called is called. What a name stands for is decided by the table in
+`makers`.
 """
 
+# mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import argparse
@@ -66,7 +69,9 @@ _CONSTANTS = _torch_constants()
 
 
 class Context:
-    """One file, through all of its pickles: the report, the tags, and what each global's name stands for."""
+    """One file, through all of its pickles: the report, the tags, and what each global's name
+    stands for.
+    """
 
     def __init__(self, reading: Reading, tags: Tags, depth: int = 0) -> None:
         self.reading = reading
@@ -137,7 +142,7 @@ class InertUnpickler(Machine):
         return self.reference(name)
 
     def reference(self, name: str) -> object:
-        """What a name stands for, the same each time: a value of torch's, or a record of the name."""
+        """What a name stands for, the same each time: a known value, or a record of the name."""
         if len(name) > MAX_NAME:
             raise Damaged("a global's name is longer than any real one")
         known = self.context.references
@@ -153,7 +158,7 @@ class InertUnpickler(Machine):
     def call(self, function: object, args: object, kwargs: object = None) -> object:
         if type(args) is not tuple or (kwargs is not None and type(kwargs) is not dict):
             raise Damaged("it calls something with arguments that are no tuple")
-        if kwargs and not all(type(key) is str for key in kwargs):  # type: ignore[attr-defined]
+        if kwargs and not all(type(key) is str for key in kwargs):
             raise Damaged("it calls something with a keyword that is no string")
         if isinstance(function, Recorded) and not function.reference:
             return self._call_instance(function, args, kwargs)
@@ -166,7 +171,7 @@ class InertUnpickler(Machine):
                 pass
             except _NO_VALUE:
                 self.warn(f"{name} could not be made of its arguments: it is recorded")
-        return self.record(name, args, kwargs)  # type: ignore[arg-type]
+        return self.record(name, args, kwargs)
 
     def _call_instance(self, function: Recorded, args: Any, kwargs: Any) -> object:
         if function.name == "functools.partial":

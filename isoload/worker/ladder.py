@@ -1,7 +1,8 @@
-"""The ladder of readers: each rung is tried as far as the policy lets it climb, and each refusal is kept.
+"""The ladder of readers: each rung is tried as far as the policy lets it climb, and each refusal is
+kept.
 
-weights_only → inert → full. The inert reader runs no code, so it is also asked why a file was refused where
-the policy stops before it: a damaged file is told apart from a refused one.
+weights_only → inert → full. The inert reader runs no code, so it is also asked why a file was
+refused where the policy stops before it: a damaged file is told apart from a refused one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch._weights_only_unpickler import _get_allowed_globals
 from isoload import manifest
 
 from .archive import first_line
-from .reading import Failure, Reading, Refused, TooMuch
+from .reading import Failure, Reading, Refused, TooMuch, is_out_of_memory
 from .weights_only import refusal, refused_globals
 
 WEIGHTS_ONLY = "weights_only"
@@ -36,9 +37,9 @@ def climb(reading: Reading, request: manifest.Request, *rungs: Rung) -> None:
             continue
         try:
             root = rung.read()
-        except (MemoryError, TooMuch):
-            raise
         except BaseException as error:
+            if isinstance(error, TooMuch) or is_out_of_memory(error):
+                raise
             _note(reading, rung.reader, error)
             if isinstance(error, Failure) and rung.reader != WEIGHTS_ONLY:
                 raise
@@ -68,12 +69,9 @@ def _may_be_inert(reading: Reading, request: manifest.Request) -> bool:
 
 
 def _why_refused(reading: Reading) -> str:
-    first = reading.attempts[0] if reading.attempts else None
-    reason = f": {first.message}" if first else ""
-    return f"the policy allows no reader after weights_only, which refused{reason}"
-
-
-def refuse_unless_inert(reading: Reading, request: manifest.Request, what: str) -> None:
-    """For the kinds of file that weights_only never opens: refuse them where it is the only reader."""
-    if request.fallback == "none":
-        raise Refused(f"{what} is opened by the inert reader, which the policy does not allow")
+    if reading.attempts:
+        reason = reading.attempts[0].message
+        return f"the policy allows no reader after weights_only, which refused: {reason}"
+    return (
+        f"the policy allows weights_only alone, which opens no file of the kind {reading.container}"
+    )

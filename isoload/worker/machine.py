@@ -1,8 +1,9 @@
-"""A machine for pickle's opcodes that does nothing by itself: what a global, a call or a state means is
-asked of the subclass.
+"""A machine for pickle's opcodes that does nothing by itself: what a global, a call or a state
+means is asked of the subclass.
 
-It reads every protocol, keeps its memo in a dict (a C unpickler sizes an array by the largest index), holds
-every length against the bytes that are there, and never recurses. It must never import or call anything.
+It reads every protocol, keeps its memo in a dict (a C unpickler sizes an array by the largest
+index), holds every length against the bytes that are there, and never recurses. It must never
+import or call anything.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from sandbox import printable
 from .archive import first_line
 from .describe import describe
 from .readers import read
-from .reading import Failure, Reading
+from .reading import Failure, Reading, is_out_of_memory
 from .source import WorkerSource
 
 MAX_MESSAGE = 600
@@ -34,7 +34,9 @@ _OUT_OF_MEMORY = (
 
 
 def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
-    """Read the checkpoint at `fds[0]` as `manifest.Request` asks; reply with its manifest and its arena."""
+    """Read the checkpoint at `fds[0]` as `manifest.Request` asks; reply with its manifest and its
+    arena.
+    """
     reading = Reading()
     try:
         order = msgspec.msgpack.decode(request, type=manifest.Request)
@@ -64,7 +66,7 @@ def _failed(error: BaseException, reading: Reading) -> manifest.Failed:
     kind, message = "damaged", f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, Failure):
         kind, message = error.kind, error.message
-    elif isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+    elif is_out_of_memory(error):
         kind, message = "limit:memory", "the worker ran out of memory"
     return manifest.Failed(
         kind=kind, message=printable(message, MAX_MESSAGE), reading=_printable(reading)
@@ -100,7 +102,9 @@ def _encode(reply: manifest.Reply) -> bytes:
 
 
 def warm_up() -> None:
-    """Open one tiny trusted file of each common kind, so that a fork finds everything imported and set up."""
+    """Open one tiny trusted file of each common kind, so that a fork finds everything imported and
+    set up.
+    """
     torch.set_num_threads(1)
     weights = {"weight": torch.zeros(2, 2), "steps": 1}
     for zipped in (True, False):

@@ -1,6 +1,7 @@
 """Pickle's opcodes, each with what it does to a machine, and the loop that runs them.
 
-The table knows every opcode of protocols 0 to 5. What an opcode means beyond the stack is the machine's.
+The table knows every opcode of protocols 0 to 5. What an opcode means beyond the stack is the
+machine's.
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ def typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> TypedStorage:
 
 
 class RecordStorages:
-    """The storages of an archive, each in a record of its own: `record` gives its name from the key."""
+    """The storages of an archive, each in a record of its own: `record` gives its name from the
+    key.
+    """
 
     def __init__(self, archive: ZipArchive, tags: Tags, record: Callable[[str], str]) -> None:
         self._archive = archive

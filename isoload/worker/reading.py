@@ -1,4 +1,5 @@
-"""What a reader hands on: the object graph, how it was read, and where its bytes lie; and its failures.
+"""What a reader hands on: the object graph, how it was read, and where its bytes lie; and its
+failures.
 
 No reader lives here, and nothing here looks into the graph.
 """
@@ -49,6 +50,19 @@ class TooMuch(Failure):
         self.kind = f"limit:{limit}"
 
 
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is the memory limit, seen from inside: torch says it in its own words."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 def _on_cpu(storage: object) -> str:
     del storage
     return "cpu"
@@ -58,9 +72,11 @@ def _on_cpu(storage: object) -> str:
 class Reading:
     """One file, as far as it has been read.
 
-    `location` gives the tag that the file saved for a storage. `mapping` is (address, bytes) of the source in
-    this process, or None where no storage points into it. `trusted_offsets` is False where code of the file
-    ran: its tensors always go through the arena. `graph` is there when the reader already made the nodes."""
+    `location` gives the tag that the file saved for a storage. `mapping` is (address, bytes) of the
+    source in this process, or None where no storage points into it. `trusted_offsets` is False
+    where code of the file ran: its tensors always go through the arena. `graph` is there when the
+    reader already made the nodes.
+    """
 
     container: str = ""
     reader: str = ""

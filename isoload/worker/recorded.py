@@ -14,7 +14,9 @@ from .reading import Refused
 class Recorded:
     """An object that was asked for and not made, or (`reference`) the class or function itself.
 
-    `items` is what was appended or added, `pairs` what was set by key, `state` what was given to BUILD."""
+    `items` is what was appended or added, `pairs` what was set by key, `state` what was given to
+    BUILD.
+    """
 
     __slots__ = ("args", "items", "kwargs", "name", "pairs", "reference", "state")
 

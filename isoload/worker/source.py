@@ -1,9 +1,10 @@
 """The checkpoint's bytes, as the worker sees them: one descriptor, mapped read-only and private.
 
-Readers take bytes from here and from nowhere else. The descriptor's own offset is shared with the parent
-and is therefore never moved: files handed to torch read from the mapping.
+Readers take bytes from here and from nowhere else. The descriptor's own offset is shared with the
+parent and is therefore never moved: files handed to torch read from the mapping.
 """
 
+# mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import io
@@ -11,12 +12,13 @@ import mmap
 import os
 import warnings
 from functools import cached_property
+from typing import BinaryIO, cast
 
 import torch
 
 
 class MappedFile(io.RawIOBase):
-    """A seekable read-only file over bytes in memory. It has no descriptor, so nobody can seek one."""
+    """A seekable read-only file over bytes in memory. It has no descriptor to seek."""
 
     def __init__(self, view: memoryview) -> None:
         super().__init__()
@@ -56,7 +58,7 @@ class MappedFile(io.RawIOBase):
 
 
 class WorkerSource:
-    """One checkpoint's bytes, behind a descriptor or (`held`) already in memory. `size` in bytes."""
+    """The bytes of one checkpoint: a descriptor's, or (`held`) in memory. `size` in bytes."""
 
     def __init__(self, fd: int, held: bytes | None = None) -> None:
         self.fd = fd
@@ -82,7 +84,7 @@ class WorkerSource:
 
     @cached_property
     def storage(self) -> torch.UntypedStorage:
-        """The whole file as one storage; slices of it are the mapping itself. Never to be written."""
+        """The whole file as one storage; slices of it are the mapping itself. Not to be written."""
         if not self.size:
             return torch.UntypedStorage(0)
         with warnings.catch_warnings():
@@ -106,9 +108,9 @@ class WorkerSource:
         """The bytes and the address at which they lie."""
         return self.view, self.mapping[0]
 
-    def file(self) -> MappedFile:
+    def file(self) -> BinaryIO:
         """A fresh file object at the start of the bytes."""
-        return MappedFile(self.view)
+        return cast("BinaryIO", MappedFile(self.view))
 
     def head(self, count: int) -> bytes:
         """The first bytes."""

@@ -1,8 +1,9 @@
 """The location tags that the file saved: one a storage. Storages themselves stay on the CPU here.
 
-torch.load is given `Tags` as map_location. It is a dict whose `get` answers "cpu" for every tag, as a str
-that remembers the saved one; a deserializer registered before torch's own notes it. (A callable would do,
-but torch refuses those for wrapper subclasses and for tensors that were rebuilt from numpy.)
+torch.load is given `Tags` as map_location. It is a dict whose `get` answers "cpu" for every tag, as
+a str that remembers the saved one; a deserializer registered before torch's own notes it. (A
+callable would do, but torch refuses those for wrapper subclasses and for tensors that were rebuilt
+from numpy.)
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Tags(dict[str, str]):
         return tag
 
     def note(self, storage: torch.UntypedStorage, tag: str) -> None:
-        """Remember the tag of one storage, and keep the storage alive so that its address stays its own."""
+        """Remember the tag of one storage, and keep the storage alive so that its address stays its
+        own.
+        """
         self._noted[storage._cdata] = (tag, storage)
         self._spans = None
 
@@ -75,7 +78,7 @@ def _no_tag(storage: object) -> None:
     del storage
 
 
-def _keep(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+def _keep(storage: Any, location: str) -> Any:
     if isinstance(location, _Tag):
         location.owner.note(storage, location.saved)
         return storage

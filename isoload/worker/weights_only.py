@@ -1,17 +1,17 @@
 """torch.load(weights_only=True) on a zip or a legacy file that is already in memory.
 
-The private loaders behind torch.load are called as torch.load itself calls them, so that a record reader
-can be given that checks what torch does not, and no file name is needed.
+The private loaders behind torch.load are called as torch.load itself calls them, so that a record
+reader can be given that checks what torch does not, and no file name is needed.
 """
 
+# mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
-import io
 import pickle
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import _weights_only_unpickler
@@ -54,7 +54,7 @@ def _with_nested(load: Callable[[], Any]) -> object:
             if _NEEDS_IMPORT not in str(error):
                 raise
         import torch._dynamo  # noqa: PLC0415 - seconds long, for the one kind of tensor that needs it
-        import torch.nested._internal.nested_tensor  # noqa: PLC0415
+        import torch.nested._internal.nested_tensor  # noqa: F401, PLC0415
 
         return load()
 
@@ -77,9 +77,12 @@ def refusal(error: BaseException) -> str:
     return first_line(ValueError(text)) if text.strip() else type(error).__name__
 
 
-def note_globals(pickled: bytes, reading: Reading) -> None:
-    """List the globals of a pickle that weights_only opened."""
+def note_globals(file: BinaryIO, reading: Reading, pickles: int = 1) -> None:
+    """List the globals of the pickles that weights_only opened: the first ones of the file."""
     try:
-        reading.globals = sorted(_weights_only_unpickler.get_globals_in_pkl(io.BytesIO(pickled)))
+        found: set[str] = set()
+        for _ in range(pickles):
+            found |= _weights_only_unpickler.get_globals_in_pkl(file)
+        reading.globals = sorted(found)
     except Exception as error:
         reading.warn(f"the globals could not be listed: {first_line(error)}")

@@ -1,1 +1,3 @@
-"""One kind of file a module: `read(source, request, reading)` fills the reading or raises a Failure."""
+"""One kind of file a module: `read(source, request, reading)` fills the reading or raises a
+Failure.
+"""

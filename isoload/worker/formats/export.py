@@ -1,7 +1,8 @@
-""".pt2 files of torch.export: weights as raw records, described by JSON. The program itself is left alone.
+""".pt2 files of torch.export: weights as raw records, described by JSON. The program itself is left
+alone.
 
-Since torch 2.7 torch's own archive with an `archive_format` record; before that a plain zip of torch.save
-files.
+Since torch 2.7 torch's own archive with an `archive_format` record; before that a plain zip of
+torch.save files.
 """
 
 # mypy: disallow-untyped-calls=False

@@ -1,4 +1,4 @@
-"""A file compressed by gzip: unpacked into memory within a bound, then read as what it is inside."""
+"""A file compressed by gzip: unpacked into memory within a bound, then read as what it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A file that torch wrote before 1.6 (a stream of pickles, then the storages' bytes), or a plain pickle.
+"""A file that torch wrote before 1.6 (a stream of pickles, then the storages' bytes), or a plain
+pickle.
 
 Both begin with a pickle; the first value of a legacy file is torch's magic number.
 """
@@ -21,13 +22,16 @@ from ..persistent import storage_id, typed
 from ..reading import Damaged, Reading
 from ..source import WorkerSource
 from ..tags import Tags
-from ..weights_only import load_legacy
+from ..weights_only import load_legacy, note_globals
 from . import plain
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _COUNT = struct.Struct("<q")
 _MODULE_ID = 4
+_PICKLES = 4
+"""The magic number, the protocol, what machine wrote it, the object."""
+_SMALL = 4 << 20
 _FIRST_PICKLE = 64
 """The magic number's own pickle is shorter than this in every protocol."""
 
@@ -42,7 +46,10 @@ def read(source: WorkerSource, request: manifest.Request, reading: Reading) -> N
     def weights_only() -> object:
         tags = _start(source, reading)
         reading.mapping = None
-        return load_legacy(source, tags)
+        root = load_legacy(source, tags)
+        if not request.tensors or source.size <= _SMALL:
+            note_globals(source.file(), reading, _PICKLES)
+        return root
 
     def inert() -> object:
         return read_inert(source, Context(reading, _start(source, reading)))
@@ -73,8 +80,9 @@ def is_legacy(source: WorkerSource) -> bool:
 
 
 def read_inert(source: WorkerSource, context: Context) -> object:
-    """The object of a legacy file. Its pickle is read twice: the first time only for the storages' sizes,
-    because they stand behind it and some tensors cannot be made without their data."""
+    """The object of a legacy file. Its pickle is read twice: the first time only for the storages'
+    sizes, because they stand behind it and some tensors cannot be made without their data.
+    """
     scratch = Context(Reading(), Tags(), context.depth)
     storages = _Storages(source, context.tags)
     first = _open(source, scratch, storages.measure)
@@ -154,7 +162,7 @@ class _Storages:
     def _lift(self, start: int, nbytes: int, dtype: torch.dtype) -> torch.UntypedStorage:
         if not nbytes:
             return torch.UntypedStorage(0)
-        storage = self._source.storage[start : start + nbytes]
+        storage: torch.UntypedStorage = self._source.storage[start : start + nbytes]
         return storage.clone() if storage.data_ptr() % dtype.itemsize else storage
 
     def find(self, saved_id: object) -> object:

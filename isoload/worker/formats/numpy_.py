@@ -56,10 +56,9 @@ def parse(view: memoryview) -> np.ndarray[Any, Any]:
         raise Unsupported("an .npy file of Python objects: it is a pickle inside, and stays closed")
     count = math.prod(shape)
     start = file.tell()
-    if start + count * dtype.itemsize > len(view):
-        raise Damaged(
-            f"an .npy file is cut off: it should have {start + count * dtype.itemsize} bytes, it has {len(view)}"
-        )
+    end = start + count * dtype.itemsize
+    if end > len(view):
+        raise Damaged(f"an .npy file is cut off: it should have {end} bytes, it has {len(view)}")
     if not count or not dtype.itemsize:
         return np.empty(shape, dtype)
     flat = np.frombuffer(view, dtype, count, start)

@@ -1,4 +1,6 @@
-"""torch.package: pickles among Python sources. The pickles are read inertly; the sources are left alone."""
+"""torch.package: pickles among Python sources. The pickles are read inertly; the sources are left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ class _Package:
         return unpickler.load()
 
     def _find(self, unpickler: InertUnpickler, saved_id: Any) -> object:
-        """A storage, or an object that another makes: ("reduce_package", id, function, arguments)."""
+        """A storage, or an object made by a call: ("reduce_package", id, function, arguments)."""
         if type(saved_id) is not tuple or not saved_id or saved_id[0] != "reduce_package":
             return self._storages(saved_id)
         key = saved_id[1] if len(saved_id) == 4 and type(saved_id[1]) in (int, str) else None

@@ -6,15 +6,16 @@ from isoload import manifest
 
 from ..inert import Context, InertUnpickler
 from ..ladder import INERT, Rung, climb
-from ..reading import Damaged, Reading, Unsupported
+from ..reading import Damaged, Failure, Reading, Unsupported
 from ..source import WorkerSource
 from ..tags import Tags
 
 _PROTO = 0x80
+_MAX_STREAMS = 100
 
 
 def read(source: WorkerSource, request: manifest.Request, reading: Reading) -> None:
-    """One pickle; what follows it is left alone, and said."""
+    """The first pickle. Those that follow it are read for the report only."""
     reading.container = "pickle"
 
     def inert() -> object:
@@ -28,10 +29,20 @@ def read(source: WorkerSource, request: manifest.Request, reading: Reading) -> N
             if source.head(1)[0] != _PROTO and not reading.globals:
                 raise Unsupported("not a checkpoint: no kind of file that is known here") from None
             raise
-        if unpickler.position < source.size:
-            reading.warn(
-                f"{source.size - unpickler.position} bytes follow the pickle: they were not read"
-            )
+        _note_the_rest(unpickler, reading)
         return root
 
     climb(reading, request, Rung(INERT, inert))
+
+
+def _note_the_rest(unpickler: InertUnpickler, reading: Reading) -> None:
+    """Payloads hide behind the first pickle: what the others ask for belongs in the report."""
+    left = unpickler.size - unpickler.position
+    if not left:
+        return
+    reading.warn(f"{left} bytes follow the first pickle: what they hold was left out")
+    for _ in range(_MAX_STREAMS):
+        try:
+            unpickler.load()
+        except Failure:
+            return

@@ -1,8 +1,8 @@
 """safetensors, by its own library, without a copy of the data.
 
-The library opens paths and byte strings, and this process has no path of the source. It is given a sparse
-twin in /tmp: the same header and the same length. Its checks (bounds, gaps, overlaps, dtypes) concern those
-alone; the tensors are then slices of the mapping.
+The library opens paths and byte strings, and this process has no path of the source. It is given a
+sparse twin in /tmp: the same header and the same length. Its checks (bounds, gaps, overlaps,
+dtypes) concern those alone; the tensors are then slices of the mapping.
 """
 
 # mypy: disallow-untyped-calls=False

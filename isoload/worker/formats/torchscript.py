@@ -1,4 +1,5 @@
-"""TorchScript: modules, their parameters, buffers and attributes as data. No code of it is parsed or run.
+"""TorchScript: modules, their parameters, buffers and attributes as data. No code of it is parsed
+or run.
 
 Since torch 1.4 the modules are a pickle (data.pkl); before that they are JSON (model.json).
 """
@@ -34,7 +35,7 @@ _MAX_DEPTH = 500
 def read(
     source: WorkerSource, request: manifest.Request, reading: Reading, archive: ZipArchive
 ) -> None:
-    """The module at the root, as a record whose state holds its attributes and submodules by name."""
+    """The module at the root, as a record: its state holds attributes and submodules by name."""
     reading.container = "torchscript"
 
     def inert() -> object:

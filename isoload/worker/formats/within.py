@@ -1,4 +1,6 @@
-"""A torch file within a pickle: the bytes of `torch.storage._load_from_bytes`. Only ever read inertly."""
+"""A torch file within a pickle: the bytes of `torch.storage._load_from_bytes`. Only ever read
+inertly.
+"""
 
 from __future__ import annotations
 

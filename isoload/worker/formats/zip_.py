@@ -1,6 +1,10 @@
-"""Any zip: its records say what it is. What torch.save wrote is read here, the rest by modules of their own."""
+"""Any zip: its records say what it is. What torch.save wrote is read here, the rest by modules of
+their own.
+"""
 
 from __future__ import annotations
+
+import io
 
 from isoload import manifest
 
@@ -56,7 +60,7 @@ def _what_it_is(source: WorkerSource, error: Damaged) -> Damaged | Unsupported:
     """torch finds no archive: because it is damaged, or because torch never wrote it."""
     names = [entry.name.decode("utf-8", "replace") for entry in read_directory(source.view)]
     folders = {name.split("/", 1)[0] for name in names if "/" in name}
-    if len(folders) == 1 and all("/" in name for name in names):
+    if len(folders) == 1 and any(name.endswith("/version") for name in names):
         return error
     return _foreign(names)
 
@@ -80,7 +84,7 @@ def _read_saved(
     def weights_only() -> object:
         root = load_zip(archive, start())
         if not request.tensors or archive.get_record_size("data.pkl") <= SCANNED:
-            note_globals(archive.get_record("data.pkl"), reading)
+            note_globals(io.BytesIO(archive.get_record("data.pkl")), reading)
         return root
 
     def inert() -> object:

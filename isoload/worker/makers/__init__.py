@@ -1,7 +1,9 @@
-"""The table of value constructors: what the inert reader makes for real when a file asks for it by name.
+"""The table of value constructors: what the inert reader makes for real when a file asks for it by
+name.
 
-Each one checks the types and bounds of its arguments and then makes a plain value by itself. None of them
-calls anything that came from the file. What they do not take (`Decline`) is recorded like any other class.
+Each one checks the types and bounds of its arguments and then makes a plain value by itself. None
+of them calls anything that came from the file. What they do not take (`Decline`) is recorded like
+any other class.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _check_record(subarray: Any, names: Any, fields: Any, itemsize: int) -> None
         kind, offset = field[:2]
         want(field[2:] == () or type(field[2]) is str)
         want(isinstance(kind, np.dtype) and not kind.hasobject and type(offset) is int)
-        want(0 <= offset and offset + kind.itemsize <= itemsize)
+        want(0 <= offset <= itemsize - kind.itemsize)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
@@ -116,7 +116,7 @@ def build_array(array: np.ndarray[Any, Any], state: object) -> None:
     else:
         data = raw(data, count * dtype.itemsize)
         want(len(data) == count * dtype.itemsize)
-    array.__setstate__((1, dims, dtype, bool(fortran), data))
+    array.__setstate__((1, dims, dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
 @ARRAYS("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")

@@ -62,7 +62,9 @@ def unpack(args: Args, *kinds: type | tuple[type, ...], optional: int = 0) -> Ar
 
 
 def raw(value: object, size: int | None = None) -> bytes:
-    """Bytes, or the bytes that a Python 2 string was decoded from (`size`: how many there should be)."""
+    """Bytes, or the bytes that a Python 2 string was decoded from (`size`: how many there should
+    be).
+    """
     if type(value) is bytes or type(value) is bytearray:
         return bytes(value)
     want(type(value) is str)

@@ -1,7 +1,7 @@
 """The roundabout ways in which pickle names a class or makes an instance: emulated on records only.
 
-`getattr` on a recorded class names a nested class; `copyreg` and `functools.partial` make instances. Nothing
-is looked up on a real object, and nothing real is called.
+`getattr` on a recorded class names a nested class; `copyreg` and `functools.partial` make
+instances. Nothing is looked up on a real object, and nothing real is called.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _getattr(owner: Owner, args: Args) -> object:
 def _reconstructor(owner: Owner, args: Args) -> object:
     """What protocols 0 and 1 write: a class, its builtin base, and the value of that base."""
     want(len(args) == 3)
-    cls, base, value = args
+    cls, _, value = args
     made = owner.call(cls, () if value is None else (value,))
     if not isinstance(made, Recorded) or value is None:
         return made

@@ -23,7 +23,7 @@ _NONE = type(None)
 
 
 def hashable(key: Any) -> Any:
-    """A key that can be hashed without deep recursion (a tuple's hash is taken all the way down)."""
+    """A key that can be hashed without deep recursion: a tuple's hash goes all the way down."""
     level = [key]
     for _ in range(_MAX_DEPTH):
         level = [item for value in level if type(value) is tuple for item in value]

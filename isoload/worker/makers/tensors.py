@@ -1,7 +1,7 @@
 """Tensors of every kind: torch's rebuild functions, called only with arguments that were checked.
 
-A tensor that does not fit its storage means a damaged file; arguments of other types mean that this is no
-tensor at all, and the call is recorded.
+A tensor that does not fit its storage means a damaged file; arguments of other types mean that this
+is no tensor at all, and the call is recorded.
 """
 
 # mypy: disallow-untyped-calls=False
