@@ -58,12 +58,19 @@ class Placement:
         return self._restore(storage, location) if placed is None else _untyped(placed)
 
     def _restore(self, storage: Any, location: Any) -> Any:
-        if location == "cpu" and _torch._package_registry[0][2] is _CPU:
+        if location == "cpu" and _untouched():
             return storage
-        if isinstance(location, str) and _CUDA.fullmatch(location) and storage.nbytes() >= LARGE:
+        large = storage.nbytes() >= LARGE
+        if large and isinstance(location, str) and _CUDA.fullmatch(location) and _untouched():
             index = _torch.validate_cuda_device(location)
             return copy_to_cuda(storage, torch.device("cuda", index))
         return _untyped(_torch.default_restore_location(storage, location))
+
+
+def _untouched() -> bool:
+    """Whether torch's own restorers come first in its registry, for the CPU and for CUDA."""
+    (_, _, cpu), (_, _, cuda) = _torch._package_registry[:2]
+    return cpu is _CPU and getattr(cuda, "args", None) == ("cuda",)
 
 
 def _untyped(placed: Any) -> Any:

@@ -12,7 +12,9 @@ from isoload.placement import Device, Placement
 from isoload.rebuild import rebuild
 from isoload.segments import Segments
 from isoload.worker.describe import describe
+from isoload.worker.readers import read
 from isoload.worker.reading import Reading
+from isoload.worker.source import WorkerSource
 from sandbox import create_memfd
 
 REQUEST = m.Request(fallback="none", max_output=1 << 30)
@@ -20,7 +22,9 @@ REQUEST = m.Request(fallback="none", max_output=1 << 30)
 
 def cross(reading: Reading, source: bytes = b"", device: Device = None, allow: Any = None) -> Any:
     """What a reading becomes on the other side."""
-    graph, arena = describe(reading, tensors=True, budget=REQUEST)
+    graph, arena = reading.graph, None
+    if graph is None:
+        graph, arena = describe(reading, tensors=True, budget=REQUEST)
     reply = m.encode_reply(m.Loaded(reading.report(), graph))
     decoded = m.decode_reply(reply)
     assert isinstance(decoded, m.Loaded)
@@ -51,3 +55,14 @@ def memfd(data: bytes) -> int:
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
     return fd
+
+
+def cross_bytes(data: bytes, *, fallback: str = "inert", **options: Any) -> tuple[Any, str]:
+    """What a file becomes on the other side, and the reader that opened it."""
+    fd = memfd(data)
+    try:
+        request = m.Request(fallback=fallback, max_output=REQUEST.max_output)
+        reading = read(WorkerSource(fd), request)
+        return cross(reading, data, **options), reading.reader
+    finally:
+        os.close(fd)
