@@ -21,41 +21,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from isoload import manifest, values
+from isoload import values
 
 from . import opcodes
 from .brief import brief
+from .context import Context
 from .machine import Machine
 from .makers import MAKERS, Decline
 from .makers.arrays import build_array, build_dtype
 from .makers.indirect import call_partial
 from .makers.standard import hashable
 from .makers.tensors import build_tensor
-from .reading import MAX_CALLS, MAX_GLOBALS, Damaged, Reading, Refused
+from .reading import Damaged, Refused
 from .recorded import Recorded
-from .tags import Tags
-
-MAX_NAME = 1_000
-"""Characters of a global's name: no real one comes near it."""
+from .state import DYNAMIC, MAX_NAME, attributes, build_uuid, dynamic_name, merge_slots
 
 MAX_NESTING = 4
 """Pickles within pickles (torch.storage._load_from_bytes)."""
 
-_CALLS_A_NAME = 20
 _PROTOCOL_3 = 3
 _RENAMED = {"torch.tensor": "torch._tensor", "__builtin__": "builtins", "copy_reg": "copyreg"}
 _NO_VALUE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a constructor may raise over arguments that it did not foresee."""
-
-_DYNAMIC = {
-    "cloudpickle.cloudpickle._make_skeleton_class": 1,
-    "cloudpickle.cloudpickle._make_skeleton_enum": 1,
-    "cloudpickle._make_skeleton_class": 1,
-    "dill._dill._create_type": 1,
-    "builtins.type": 0,
-    "collections.namedtuple": 0,
-}
-"""Functions that make a class by value, and which argument is its name."""
 
 Persistent = Callable[[object], object]
 
@@ -66,36 +53,6 @@ def _torch_constants() -> dict[str, object]:
 
 
 _CONSTANTS = _torch_constants()
-
-
-class Context:
-    """One file, through all of its pickles: the report, the tags, and what each global's name
-    stands for.
-    """
-
-    def __init__(self, reading: Reading, tags: Tags, depth: int = 0) -> None:
-        self.reading = reading
-        self.tags = tags
-        self.depth = depth
-        self.references: dict[str, object] = {}
-        self._globals: set[str] = set()
-        self._calls: set[tuple[str, str]] = set()
-        self._asked: collections.Counter[str] = collections.Counter()
-
-    def note_global(self, name: str) -> None:
-        if name not in self._globals and len(self._globals) < MAX_GLOBALS:
-            self._globals.add(name)
-            self.reading.globals.append(name)
-
-    def note_call(self, name: str, args: object, kwargs: object) -> None:
-        """Each call once, and no name without end."""
-        self._asked[name] += 1
-        if self._asked[name] > _CALLS_A_NAME or len(self._calls) >= MAX_CALLS:
-            return
-        text = brief(args, kwargs)
-        if (name, text) not in self._calls:
-            self._calls.add((name, text))
-            self.reading.calls.append(manifest.Call(name, text))
 
 
 def _no_persistent(saved_id: object) -> object:
@@ -179,8 +136,8 @@ class InertUnpickler(Machine):
                 return call_partial(self, function.state, args)
             except Decline:
                 pass
-        if function.name in _DYNAMIC:
-            return self.record(_dynamic_name(function), args, kwargs)
+        if function.name in DYNAMIC:
+            return self.record(dynamic_name(function), args, kwargs)
         return self.record(f"{function.name}()", (function, *args), kwargs)
 
     def record(
@@ -221,9 +178,9 @@ class InertUnpickler(Machine):
         elif isinstance(target, np.dtype):
             build_dtype(target, state)
         elif type(target) is uuid.UUID:
-            _build_uuid(target, state)
+            build_uuid(target, state)
         elif type(target) in _WITH_ATTRIBUTES:
-            vars(target).update(_attributes(state))
+            vars(target).update(attributes(state))
         elif state is not None:
             self.context.note_call(f"{type(target).__name__}.__setstate__", (state,), None)
         return target
@@ -236,7 +193,7 @@ class InertUnpickler(Machine):
         if target.reference:  # state for a class: nothing is changed by it
             self.context.note_call(f"{target.name}.__setstate__", (state,), None)
             return
-        plain = _merge_slots(state)
+        plain = merge_slots(state)
         if isinstance(target.state, dict) and isinstance(plain, dict):
             plain = {**target.state, **plain}
         target.state = plain
@@ -295,46 +252,11 @@ def _name(function: object) -> str:
     return known[1]
 
 
-def _dynamic_name(maker: Recorded) -> str:
-    index = _DYNAMIC[maker.name]
-    name = maker.args[index] if len(maker.args) > index else None
-    spaces = [arg for arg in maker.args[index + 1 :] if isinstance(arg, dict)]
-    module = next((space["__module__"] for space in spaces if "__module__" in space), "__main__")
-    if type(name) is not str or type(module) is not str or len(name) + len(module) > MAX_NAME:
-        return f"{maker.name}()"
-    return f"{module}.{name}"
-
-
 def _key(key: Any) -> Any:
     try:
         return hashable(key)
     except Decline:
         raise Refused("a key is a tuple nested too deep to be hashed") from None
-
-
-def _attributes(state: Any) -> dict[str, Any]:
-    merged = _merge_slots(state)
-    if merged is None:
-        return {}
-    if not isinstance(merged, dict) or not all(type(key) is str for key in merged):
-        raise Decline
-    return merged
-
-
-def _merge_slots(state: Any) -> Any:
-    """The state of a class with __slots__ is a pair: its dict (or None), and its slots."""
-    if type(state) is tuple and len(state) == 2 and type(state[1]) is dict:
-        plain, slots = state
-        if plain is None or type(plain) is dict:
-            return {**(plain or {}), **slots}
-    return state
-
-
-def _build_uuid(target: uuid.UUID, state: Any) -> None:
-    number = _attributes(state).get("int")
-    if type(number) is not int or not 0 <= number < 1 << 128:
-        raise Decline
-    object.__setattr__(target, "int", number)
 
 
 __all__ = ["Context", "InertUnpickler", "Persistent", "Recorded"]

@@ -17,6 +17,7 @@ import torch
 from torch import _weights_only_unpickler
 
 from .archive import ZipArchive, first_line
+from .jagged import nested_tensor_class
 from .reading import Reading
 from .source import WorkerSource
 from .tags import Tags
@@ -53,9 +54,7 @@ def _with_nested(load: Callable[[], Any]) -> object:
         except pickle.UnpicklingError as error:
             if _NEEDS_IMPORT not in str(error):
                 raise
-        import torch._dynamo  # noqa: PLC0415 - seconds long, for the one kind of tensor that needs it
-        import torch.nested._internal.nested_tensor  # noqa: F401, PLC0415
-
+        nested_tensor_class()
         return load()
 
 

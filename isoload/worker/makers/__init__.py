@@ -11,9 +11,10 @@ from __future__ import annotations
 from .arrays import ARRAYS
 from .base import Decline, Maker, Owner
 from .indirect import INDIRECT
+from .layouts import LAYOUTS
 from .standard import STANDARD
 from .tensors import TENSORS
 
-MAKERS: dict[str, Maker] = {**STANDARD, **ARRAYS, **TENSORS, **INDIRECT}
+MAKERS: dict[str, Maker] = {**STANDARD, **ARRAYS, **TENSORS, **LAYOUTS, **INDIRECT}
 
 __all__ = ["MAKERS", "Decline", "Maker", "Owner"]

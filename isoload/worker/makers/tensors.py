@@ -11,7 +11,6 @@ import math
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 from torch.storage import TypedStorage
 
@@ -25,6 +24,12 @@ TENSORS = Table()
 
 _MAX_DIMS = 64
 _PACKED = {torch.quint4x2: 2, torch.quint2x4: 4}
+_OWN_TYPES = (
+    *("torch.Tensor", "torch.nn.parameter.Parameter"),
+    "torch.nested._internal.nested_tensor.NestedTensor",
+)
+"""The types that torch's own tensors have; any other is a subclass of somebody's."""
+
 _HOOKS = (OrderedDict, dict, type(None))
 _FLAGS = frozenset({"conj", "neg"})
 
@@ -67,11 +72,11 @@ def _strided(owner: Owner, args: Args, dtype: torch.dtype, metadata: Any) -> tor
         want(type(metadata) is dict and _FLAGS.issuperset(metadata))
         want(all(type(flag) is bool for flag in metadata.values()))
         torch._utils.set_tensor_metadata(tensor, metadata)
-    _drop_hooks(owner, hooks)
+    drop_hooks(owner, hooks)
     return tensor
 
 
-def _drop_hooks(owner: Owner, hooks: Any) -> None:
+def drop_hooks(owner: Owner, hooks: Any) -> None:
     if type(hooks) not in _HOOKS or hooks:
         owner.warn("a tensor's backward hooks were left out")
 
@@ -97,14 +102,14 @@ def _rebuild_tensor_v3(owner: Owner, args: Args) -> object:
 @TENSORS("torch._utils._rebuild_parameter")
 def _rebuild_parameter(owner: Owner, args: Args) -> object:
     want(len(args) == 3 and type(args[1]) is bool)
-    _drop_hooks(owner, args[2])
+    drop_hooks(owner, args[2])
     return _parameter(args[0], args[1])
 
 
 @TENSORS("torch._utils._rebuild_parameter_with_state")
 def _rebuild_parameter_with_state(owner: Owner, args: Args) -> object:
     want(len(args) == 4 and type(args[1]) is bool)
-    _drop_hooks(owner, args[2])
+    drop_hooks(owner, args[2])
     parameter = _parameter(args[0], args[1])
     set_attributes(parameter, args[3])
     return parameter
@@ -132,8 +137,8 @@ def _rebuild_from_type_v2(owner: Owner, args: Args) -> object:
     function, kind, inner, state = args
     made = owner.call(function, inner)
     name = kind.name if isinstance(kind, Recorded) else (values.name_of(kind) or ("", ""))[1]
-    if isinstance(made, torch.Tensor) and name in ("torch.Tensor", "torch.nn.parameter.Parameter"):
-        if name != "torch.Tensor" and type(made) is not torch.nn.Parameter:
+    if isinstance(made, torch.Tensor) and name in _OWN_TYPES:
+        if name.endswith("Parameter") and type(made) is not torch.nn.Parameter:
             made = _parameter(made, made.requires_grad)
         set_attributes(made, state)
         return made
@@ -157,87 +162,6 @@ def set_attributes(tensor: torch.Tensor, state: Any) -> None:
         if part:
             want(all(type(key) is str for key in part))
             vars(tensor).update(part)
-
-
-@TENSORS("torch._utils._rebuild_qtensor")
-def _rebuild_qtensor(owner: Owner, args: Args) -> object:
-    want(len(args) == 7 and isinstance(args[0], TypedStorage) and type(args[5]) is bool)
-    storage, offset, size, stride, params, _, hooks = args
-    dims, steps = check_extent(storage, storage.dtype, offset, size, stride)
-    want(math.prod(dims) <= storage._untyped_storage.nbytes() * 4)
-    want(type(params) is tuple and bool(params) and isinstance(params[0], torch.qscheme))
-    if len(params) == 3:
-        want(type(params[1]) is float and type(params[2]) is int)
-    else:
-        want(len(params) == 4 and type(params[3]) is int)
-        want(all(isinstance(part, (torch.Tensor, list)) for part in params[1:3]))
-    _drop_hooks(owner, hooks)
-    return torch._utils._rebuild_qtensor(storage, offset, dims, steps, params, False, OrderedDict())
-
-
-@TENSORS("torch._utils._rebuild_sparse_tensor")
-def _rebuild_sparse_tensor(owner: Owner, args: Args) -> object:
-    want(len(args) == 2 and isinstance(args[0], torch.layout) and type(args[1]) in (tuple, list))
-    layout, parts = args[0], tuple(args[1])
-    if layout is torch.sparse_coo:
-        want(len(parts) in (3, 4))
-        count, rest = 2, parts[3:]
-        want(not rest or type(rest[0]) in (bool, type(None)))
-    else:
-        want(len(parts) == 4)
-        count, rest = 3, ()
-    want(all(isinstance(part, torch.Tensor) for part in parts[:count]))
-    want(all(part.layout is torch.strided for part in parts[:count]))
-    size = torch.Size(sizes_of(parts[count]))
-    if layout is torch.sparse_coo:
-        indices, held = parts[:2]
-        want(indices.dim() == 2 and indices.dtype == torch.int64 and held.dim() >= 1)
-        want(indices.shape[0] + held.dim() - 1 == len(size) and indices.shape[1] == held.shape[0])
-    return torch._utils._rebuild_sparse_tensor(layout, (*parts[:count], size, *rest))
-
-
-@TENSORS("torch._utils._rebuild_nested_tensor")
-def _rebuild_nested_tensor(owner: Owner, args: Args) -> object:
-    want(len(args) == 4 and all(isinstance(part, torch.Tensor) for part in args))
-    buffer, sizes, strides, offsets = args
-    want(buffer.dim() == 1 and sizes.dim() == 2 and offsets.dim() == 1)
-    want(sizes.shape == strides.shape and sizes.shape[0] == offsets.shape[0])
-    want(all(part.dtype == torch.int64 for part in (sizes, strides, offsets)))
-    for size, stride, offset in zip(
-        sizes.tolist(), strides.tolist(), offsets.tolist(), strict=True
-    ):
-        want(offset >= 0 and min(*size, *stride, 0) >= 0)
-        last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
-        if math.prod(size) and last >= buffer.numel():
-            raise Damaged("a nested tensor reaches beyond its buffer")
-    return torch._utils._rebuild_nested_tensor(buffer, sizes, strides, offsets)
-
-
-@TENSORS("torch._utils._rebuild_meta_tensor_no_storage")
-def _rebuild_meta_tensor(owner: Owner, args: Args) -> object:
-    want(len(args) == 4 and isinstance(args[0], torch.dtype) and type(args[3]) is bool)
-    dims, steps = sizes_of(args[1]), sizes_of(args[2])
-    want(len(dims) == len(steps))
-    return torch._utils._rebuild_meta_tensor_no_storage(args[0], dims, steps, args[3])
-
-
-@TENSORS(
-    *("torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_xla_tensor"),
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor",
-)
-def _rebuild_device_tensor(owner: Owner, args: Args) -> object:
-    want(len(args) == 4 and isinstance(args[1], torch.dtype) and type(args[3]) is bool)
-    data, dtype, device, requires_grad = args
-    want(isinstance(device, (str, torch.device)))
-    if isinstance(data, np.ndarray):
-        want(data.dtype.kind in "biufc" and data.dtype.isnative)
-        data = torch.from_numpy(data.copy())
-    want(isinstance(data, torch.Tensor))
-    tensor = data.detach().to(dtype=dtype, copy=True)
-    want(not requires_grad or dtype.is_floating_point or dtype.is_complex)
-    tensor.requires_grad = requires_grad
-    owner.note_device(tensor, str(device))
-    return tensor
 
 
 def _typed_tensor_names() -> dict[str, torch.dtype]:
@@ -284,7 +208,7 @@ def build_tensor(owner: Owner, tensor: torch.Tensor, state: Any) -> None:
     want(len(state) == 3 and type(state[0]) is bool)
     want(not state[0] or tensor.is_floating_point() or tensor.is_complex())
     tensor.requires_grad = state[0]
-    _drop_hooks(owner, state[2])
+    drop_hooks(owner, state[2])
 
 
 @TENSORS("torch.Size")
