@@ -85,9 +85,7 @@ def open(
     return _default().open(f, device, mmap=mmap, sha256=sha256, policy=policy)
 
 
-def inspect(
-    f: SourceLike, *, sha256: str | None = None, policy: Policy | None = None
-) -> Report:
+def inspect(f: SourceLike, *, sha256: str | None = None, policy: Policy | None = None) -> Report:
     """What the file is, holds and asks for. No byte of a tensor reaches this process.
 
     Raises as `load` does.

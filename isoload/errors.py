@@ -38,6 +38,9 @@ class RefusedError(IsoloadError):
         super().__init__(message)
         self.report = report
 
+    def __reduce__(self) -> tuple[type[RefusedError], tuple[str, Report]]:
+        return RefusedError, (str(self), self.report)
+
 
 class IntegrityError(IsoloadError):
     """The bytes are not those that the caller's digest names. Nothing was returned."""
@@ -55,6 +58,9 @@ class LimitError(IsoloadError):
         self.limit = limit
         self.allowed = allowed
 
+    def __reduce__(self) -> tuple[type[LimitError], tuple[str, str, float | None]]:
+        return LimitError, (str(self), self.limit, self.allowed)
+
 
 class IsolationError(IsoloadError):
     """The host cannot give a layer that the policy requires. The file was not opened."""
@@ -62,6 +68,9 @@ class IsolationError(IsoloadError):
     def __init__(self, message: str, missing: tuple[Layer, ...]) -> None:
         super().__init__(message)
         self.missing = missing
+
+    def __reduce__(self) -> tuple[type[IsolationError], tuple[str, tuple[Layer, ...]]]:
+        return IsolationError, (str(self), self.missing)
 
 
 class WorkerError(IsoloadError):
@@ -74,6 +83,9 @@ class WorkerError(IsoloadError):
         super().__init__(message)
         self.signal = signal
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type[WorkerError], tuple[str, int | None, str]]:
+        return WorkerError, (str(self), self.signal, self.detail)
 
 
 class InternalError(IsoloadError):

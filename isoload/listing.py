@@ -13,7 +13,7 @@ from sandbox import printable
 
 from . import manifest as m
 
-_MAX_NAME = 300
+_MAX_NAME = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class TensorInfo:
 
 
 def list_tensors(graph: m.Graph) -> Iterator[TensorInfo]:
-    """Each strided tensor once, under the first name by which it is met. The graph has been checked."""
+    """Each tensor once, under the first name by which it is met, a sparse or nested one as its parts.
+
+    The graph has been checked.
+    """
     seen = set()
     stack = [("", graph.root)]
     while stack:
@@ -48,11 +51,10 @@ def list_tensors(graph: m.Graph) -> Iterator[TensorInfo]:
         node = graph.nodes[index]
         if isinstance(node, (m.Tensor, m.Quantized)):
             yield _info(graph, name, node)
-        else:
-            stack += [
-                (f"{name}.{label}" if name else label, child)
-                for label, child in reversed([*_children(graph, node)])
-            ]
+        stack += [
+            (f"{name}.{label}" if name else label, child)
+            for label, child in reversed([*_children(graph, node)])
+        ]
 
 
 def _info(graph: m.Graph, name: str, node: m.Tensor | m.Quantized) -> TensorInfo:

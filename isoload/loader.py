@@ -24,6 +24,7 @@ from . import manifest as m
 from .errors import (
     CheckpointError,
     IsolationError,
+    IsoloadError,
     LimitError,
     RefusedError,
     WorkerError,
@@ -257,6 +258,10 @@ def _translated(name: str) -> Iterator[None]:
         raise LimitError(f"{name}: {error}", error.limit, error.allowed) from error
     except sandbox.WorkerError as error:
         raise WorkerError(f"{name}: {error}", error.signal, error.detail) from error
+    except sandbox.ClosedError as error:
+        raise IsoloadError(f"{name}: was not loaded: this Loader is closed") from error
+    except sandbox.SandboxError as error:
+        raise WorkerError(f"{name}: no worker could be started: {error}") from error
 
 
 @contextmanager
@@ -272,4 +277,3 @@ def _blame_worker(name: str) -> Iterator[None]:
         ) from error
     except sandbox.WorkerError as error:
         raise WorkerError(f"{name}: {error}", error.signal, error.detail) from error
-

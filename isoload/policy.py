@@ -37,9 +37,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.fallback not in get_args(Fallback):
-            raise ValueError(
-                f"fallback must be one of {get_args(Fallback)}, not {self.fallback!r}"
-            )
+            raise ValueError(f"fallback must be one of {get_args(Fallback)}, not {self.fallback!r}")
         if not isinstance(self.limits, Limits):
             raise TypeError(f"limits must be a Limits, not {type(self.limits).__name__}")
         object.__setattr__(self, "require", _names(self.require))
@@ -76,5 +74,7 @@ def _names(require: Collection[str]) -> frozenset[str]:
     names = frozenset(require)
     unknown = names - frozenset(LAYERS)
     if unknown:
-        raise ValueError(f"no such layer: {', '.join(sorted(unknown))}; there are {', '.join(LAYERS)}")
+        raise ValueError(
+            f"no such layer: {', '.join(sorted(unknown))}; there are {', '.join(LAYERS)}"
+        )
     return names

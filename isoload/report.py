@@ -90,7 +90,12 @@ class Report:
             "reader": self.reader,
             "container": self.container,
             "attempts": [
-                {"reader": a.reader, "error": a.error, "message": a.message, "globals": [*a.globals]}
+                {
+                    "reader": a.reader,
+                    "error": a.error,
+                    "message": a.message,
+                    "globals": [*a.globals],
+                }
                 for a in self.attempts
             ],
             "globals": [*self.globals],
@@ -175,7 +180,9 @@ def _lines(report: Report) -> list[str]:
     if report.layers is not None:
         for layer in report.layers.layers:
             cause = f": {layer.cause}" if layer.cause else ""
-            lines.append(f"  layer       {layer.name} {layer.state.value} ({layer.mechanism}){cause}")
+            lines.append(
+                f"  layer       {layer.name} {layer.state.value} ({layer.mechanism}){cause}"
+            )
     if report.usage is not None:
         usage = report.usage
         lines.append(

@@ -125,9 +125,7 @@ def open_source(f: SourceLike, *, mmap: bool, max_source: int) -> Source:
         return _from_buffer(memoryview(f).cast("B"), max_source)
     if callable(getattr(f, "read", None)):
         return _from_file(f, max_source)
-    raise TypeError(
-        f"expected a path, a binary file object or bytes, not {type(f).__name__}"
-    )
+    raise TypeError(f"expected a path, a binary file object or bytes, not {type(f).__name__}")
 
 
 def _from_path(path: str | os.PathLike[str], mmap: bool, max_source: int) -> Source:

@@ -111,7 +111,9 @@ def _untie(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], d
         kept[place] = name
         shares = storage.nbytes() > 0 and storage.data_ptr() in storages
         storages.add(storage.data_ptr())
-        tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if shares else tensor.contiguous()
+        tensors[name] = (
+            tensor.clone(memory_format=torch.contiguous_format) if shares else tensor.contiguous()
+        )
     return tensors, aliases
 
 
@@ -123,7 +125,9 @@ def _replacing(out: str) -> Iterator[str]:
     try:
         mask = os.umask(0)
         os.umask(mask)
-        os.fchmod(fd, 0o666 & ~mask)  # mkstemp gives 0600: the result has the rights of any new file
+        os.fchmod(
+            fd, 0o666 & ~mask
+        )  # mkstemp gives 0600: the result has the rights of any new file
         yield temporary
         os.fsync(fd)
         os.replace(temporary, out)

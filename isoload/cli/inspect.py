@@ -14,7 +14,17 @@ from ..default import inspect
 from ..errors import IsolationError, IsoloadError, RefusedError
 from ..report import Report
 from ..source import check_sha256
-from .exits import FAILED, NO_ISOLATION, REFUSED, USAGE, WELL, add_load_options, policy_of, say, status_of
+from .exits import (
+    FAILED,
+    NO_ISOLATION,
+    REFUSED,
+    USAGE,
+    WELL,
+    add_load_options,
+    policy_of,
+    say,
+    status_of,
+)
 
 
 def add_parser(commands: Any) -> None:

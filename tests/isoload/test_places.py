@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 
+import psutil
 import pytest
 import torch
 
@@ -126,33 +127,25 @@ def test_in_a_forked_server_worker_that_inherited_a_running_loader(path):
     assert isoload.load(path, "cpu")["weight"].tolist() == EXPECTED
 
 
-def test_a_forked_worker_does_not_keep_the_parents_workers_alive(path, tmp_path):
+def test_a_forked_worker_does_not_keep_the_parents_workers_alive(path):
     # The child inherits every descriptor; the parent's close() must still end its zygote at once.
     with isoload.Loader() as loader:
         loader.load(path, "cpu")
+        zygote = psutil.Process(loader._sandbox._zygote.pid)
+        family = [zygote, *zygote.children(recursive=True)]
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(write)
             os.read(read, 1)
             os._exit(0)
-    assert not _zygotes_of(os.getpid(), besides=pid)
-    os.write(write, b"x")
-    os.close(write)
-    os.close(read)
-    os.waitpid(pid, 0)
-
-
-def _zygotes_of(pid, besides):
-    import psutil
-
-    default = isoload.default._loader
-    known = default._sandbox.pids() if default else set()
-    return {
-        child.pid
-        for child in psutil.Process(pid).children(recursive=True)
-        if child.pid != besides and child.pid not in known
-    }
+    try:
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+    finally:
+        os.close(write)
+        os.close(read)
+        os.waitpid(pid, 0)
 
 
 def test_with_standard_streams_closed(path):

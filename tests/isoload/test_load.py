@@ -1,0 +1,259 @@
+"""One load, end to end, through a real confined worker."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import math
+import os
+import threading
+import time
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+import isoload
+
+pytestmark = pytest.mark.isolation
+
+
+def save(obj: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(obj, buffer, **options)
+    return buffer.getvalue()
+
+
+def state_dict() -> dict[str, torch.Tensor]:
+    return torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4)).state_dict()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_state_dict_comes_back_as_torch_load_gives_it(loader, legacy):
+    data = save(state_dict(), _use_new_zipfile_serialization=not legacy)
+    expected = torch.load(io.BytesIO(data), weights_only=True)
+    actual = loader.load(data, "cpu")
+    assert type(actual) is type(expected) is collections.OrderedDict
+    assert list(actual) == list(expected)
+    assert actual._metadata == expected._metadata
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor)
+        assert actual[name].dtype == tensor.dtype
+        assert actual[name].stride() == tensor.stride()
+
+
+def test_shared_storages_views_identity_and_cycles_survive(loader):
+    base = torch.arange(12.0).reshape(3, 4)
+    items: list[Any] = [base, base, base.t(), base[1:, ::2]]
+    items.append(items)
+    items.append({"same": base, "nan": math.nan, "set": {1, "a", (2, 3)}})
+    loaded = loader.load(save(items), "cpu")
+    assert loaded[0] is loaded[1] is loaded[5]["same"]
+    assert loaded[4] is loaded
+    assert loaded[2].untyped_storage()._cdata == loaded[0].untyped_storage()._cdata
+    loaded[0][1, 2] = 99
+    assert loaded[2][2, 1] == 99
+    assert loaded[3][0, 1] == 99
+    assert loaded[5]["set"] == {1, "a", (2, 3)}
+    assert math.isnan(loaded[5]["nan"])
+
+
+def test_parameters_are_parameters(loader):
+    parameter = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    loaded = loader.load(save([parameter, torch.ones(2, requires_grad=True)]), "cpu")
+    assert type(loaded[0]) is torch.nn.Parameter
+    assert not loaded[0].requires_grad
+    assert loaded[1].requires_grad
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_what_is_written_to_a_tensor_does_not_reach_the_file(loader, tmp_path, mmap):
+    path = tmp_path / "model.pt"
+    path.write_bytes(save({"weight": torch.zeros(1000)}))
+    before = path.read_bytes()
+    first = loader.load(path, "cpu", mmap=mmap)["weight"]
+    second = loader.load(path, "cpu", mmap=mmap)["weight"]
+    first.fill_(7)
+    assert second.sum() == 0
+    assert path.read_bytes() == before
+
+
+def test_a_snapshot_outlives_the_file(loader, tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(save({"weight": torch.ones(100_000)}))
+    loaded = loader.load(path, "cpu")
+    path.write_bytes(b"\0" * path.stat().st_size)
+    path.unlink()
+    assert loaded["weight"].sum() == 100_000
+
+
+def test_a_file_object_is_read_from_its_position(loader):
+    file = io.BytesIO(b"header--" + save({"weight": torch.ones(3)}))
+    file.seek(8)
+    assert loader.load(file, "cpu")["weight"].tolist() == [1, 1, 1]
+
+
+def test_the_report_says_what_happened(loader, tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(save({"a": torch.zeros(3, 4), "b": [torch.zeros(2, dtype=torch.int8)]}))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    report = loader.open(path, "cpu", sha256=digest).report
+    assert report.reader == "weights_only"
+    assert report.container == "zip"
+    assert report.sha256 == digest
+    assert [(t.name, t.dtype, t.shape, t.nbytes) for t in report.tensors] == [
+        ("a", "float32", (3, 4), 48),
+        ("b.0", "int8", (2,), 2),
+    ]
+    assert report.tensor_bytes == 50
+    assert {layer.name for layer in report.layers.layers} >= {"network", "filesystem", "memory"}
+    assert report.usage.wall > 0
+    assert str(path) in str(report)
+    assert report.to_dict()["tensors"][0]["shape"] == [3, 4]
+
+
+def test_inspect_tells_the_same_without_the_tensors(loader):
+    data = save({"a": torch.zeros(3, 4)})
+    report = loader.inspect(data)
+    assert [t.name for t in report.tensors] == ["a"]
+    assert report.sha256 == hashlib.sha256(data).hexdigest()
+    assert report.reader == "weights_only"
+
+
+def test_another_digest_is_an_integrity_error(loader):
+    data = save({"a": torch.zeros(1)})
+    for call in (loader.load, loader.inspect, loader.state_dict):
+        with pytest.raises(isoload.IntegrityError, match="nothing was loaded"):
+            call(data, sha256="0" * 64)
+
+
+def test_a_pickled_module_comes_back_as_an_opaque_with_its_weights(loader):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    loaded = loader.load(save(model), "cpu")
+    assert isinstance(loaded, isoload.Opaque)
+    assert loaded.name == "torch.nn.modules.container.Sequential"
+    weights = loaded.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+
+
+def test_strict_refuses_what_weights_only_refuses_and_says_for_which_globals(loader):
+    with pytest.raises(isoload.RefusedError) as raised:
+        loader.load(save(torch.nn.Linear(1, 1)), policy=isoload.Policy.strict())
+    (attempt,) = raised.value.report.attempts
+    assert attempt.reader == "weights_only"
+    assert "torch.nn.modules.linear.Linear" in attempt.globals
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"hello world, this is text", ""),
+        (b"PK\x03\x04" + b"\0" * 200, ""),
+        (save({"a": torch.zeros(1000)})[:2000], ""),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "LFS"),
+    ],
+)
+def test_what_is_no_checkpoint_is_a_checkpoint_error(loader, data, word):
+    with pytest.raises(isoload.CheckpointError) as raised:
+        loader.load(data, "cpu")
+    assert word in str(raised.value)
+    assert "Traceback" not in str(raised.value)
+
+
+def test_a_wrong_argument_is_found_before_any_worker_starts(loader):
+    data = save({"a": torch.ones(1)})
+    with pytest.raises(TypeError):
+        loader.load(42)
+    with pytest.raises(TypeError):
+        loader.load(data, policy="strict")
+    with pytest.raises(ValueError, match="64 hexadecimal"):
+        loader.load(data, sha256="abc")
+    with pytest.raises(RuntimeError):
+        loader.load(data, "no-such-device")
+    with pytest.raises(FileNotFoundError):
+        loader.load("/no/such/file.pt")
+
+
+def test_map_location_is_applied_once_a_storage_with_its_saved_tag(loader):
+    base = torch.arange(6.0)
+    calls = []
+
+    def place(storage, location):
+        calls.append((type(storage).__name__, location))
+
+    loaded = loader.load(save([base, base[2:], torch.ones(2)]), place)
+    assert [location for _, location in calls] == ["cpu", "cpu"]
+    assert loaded[1].data_ptr() == loaded[0].data_ptr() + 8
+
+
+def test_placement_on_meta(loader):
+    assert loader.load(save({"a": torch.ones(3)}), "meta")["a"].device.type == "meta"
+
+
+def test_a_cuda_device_that_is_not_there_raises_torchs_own_error(loader):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    data = save({"a": torch.ones(3)})
+    with pytest.raises(RuntimeError, match="CUDA device"):
+        loader.load(data, "cuda:0")
+
+
+def test_state_dict_finds_the_weights(loader):
+    weights = state_dict()
+    data = save({"epoch": 3, "state_dict": weights, "optimizer": {"lr": 0.1}})
+    found = loader.state_dict(data, "cpu")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_limits_hold_a_load(loader):
+    policy = isoload.Policy(limits=isoload.Limits(wall=1e-3, cpu=10))
+    with pytest.raises(isoload.LimitError) as raised:
+        loader.load(save(state_dict()), policy=policy)
+    assert raised.value.limit == "wall"
+
+
+def test_many_threads_share_a_loader(loader):
+    data = save(state_dict())
+    results = []
+
+    def work():
+        results.extend(len(loader.load(data, "cpu")) for _ in range(4))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [len(state_dict())] * 16
+
+
+def test_a_load_leaves_no_descriptor_or_process(loader):
+    data = save(state_dict())
+    loader.load(data, "cpu")
+    before = settled(lambda: len(os.listdir("/proc/self/fd")))
+    children = settled(lambda: len(psutil.Process().children(recursive=True)))
+    for _ in range(5):
+        loader.load(data, "cpu")
+    assert settled(lambda: len(os.listdir("/proc/self/fd"))) == before
+    assert settled(lambda: len(psutil.Process().children(recursive=True))) == children
+
+
+def settled(count):
+    """The number once it has been the same for a while: workers are buried in the background."""
+    value, since, deadline = count(), time.monotonic(), time.monotonic() + 20
+    while time.monotonic() < min(deadline, since + 1):
+        time.sleep(0.05)
+        if count() != value:
+            value, since = count(), time.monotonic()
+    return value
+
+
+def test_a_closed_loader_says_so():
+    loader = isoload.Loader()
+    loader.close()
+    with pytest.raises(isoload.IsoloadError, match="closed"):
+        loader.load(save({}))
