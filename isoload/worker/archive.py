@@ -27,6 +27,10 @@ MAX_RATIO = 1_100
 """DEFLATE cannot pack better than 1032 to 1: more is a lie."""
 
 
+_NOTABLE = (".pkl", *"0123456789")
+"""The records that hold the checkpoint itself, by how their names end."""
+
+
 class _Storage:
     """What torch's loader takes from a record reader, without the tensor around it."""
 
@@ -57,6 +61,7 @@ class ZipArchive:
             known = self._entries.get(entry.header, entry)
             self._entries[entry.header] = entry if known == entry else None
         self._checks_crc = sum(entry.size for entry in entries) <= CRC_LIMIT
+        self._told_packed = False
         self._names: list[str] = self._reader.get_all_records()
         self._warn_of_duplicates(entries)
         self.swapped = self.has_record("byteorder") and (
@@ -135,7 +140,8 @@ class ZipArchive:
             raise TooMuch(
                 "output", f"record {name!r} claims to unpack {entry.packed} bytes to {entry.size}"
             )
-        if entry.method != STORED:
+        if entry.method != STORED and name.endswith(_NOTABLE) and not self._told_packed:
+            self._told_packed = True
             self._reading.warn(f"compressed records, {name!r} for one: unpacked into memory")
         return entry
 

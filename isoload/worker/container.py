@@ -61,7 +61,7 @@ def detect(source: WorkerSource) -> str:
             raise Unsupported(f"not a checkpoint: it looks like {what}")
     if head[_TAR_MAGIC] == b"ustar" or _is_old_tar(head):
         return TAR
-    if _is_safetensors(head, source.size):
+    if _is_safetensors(head):
         return SAFETENSORS
     _refuse_text(head)
     return STREAM
@@ -78,10 +78,8 @@ def _is_old_tar(head: bytes) -> bool:
     return stored == sum(head[:148]) + 8 * 0x20 + sum(head[156:])
 
 
-def _is_safetensors(head: bytes, size: int) -> bool:
-    if len(head) < 10 or head[8:9] != b"{":
-        return False
-    return 2 <= int.from_bytes(head[:8], "little") <= min(_MAX_HEADER, max(size, 8) * 2)
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= _MAX_HEADER
 
 
 def _refuse_text(head: bytes) -> None:

@@ -14,8 +14,12 @@ MAX_NAME = 1_000
 DYNAMIC = {
     "cloudpickle.cloudpickle._make_skeleton_class": 1,
     "cloudpickle.cloudpickle._make_skeleton_enum": 1,
+    "cloudpickle.cloudpickle_fast._make_skeleton_class": 1,
     "cloudpickle._make_skeleton_class": 1,
     "dill._dill._create_type": 1,
+    "dill._dill._create_namedtuple": 0,
+    "dill.dill._create_type": 1,
+    "dill.dill._create_namedtuple": 0,
     "builtins.type": 0,
     "collections.namedtuple": 0,
 }
@@ -48,10 +52,15 @@ def build_uuid(target: uuid.UUID, state: Any) -> None:
 
 
 def dynamic_name(maker: Recorded) -> str:
+    """The name of the class that such a call makes: with the module that its arguments name."""
     index = DYNAMIC[maker.name]
     name = maker.args[index] if len(maker.args) > index else None
-    spaces = [arg for arg in maker.args[index + 1 :] if isinstance(arg, dict)]
-    module = next((space["__module__"] for space in spaces if "__module__" in space), "__main__")
+    module: object = "__main__"
+    for arg in maker.args[index + 1 :]:
+        if isinstance(arg, dict) and "__module__" in arg:
+            module = arg["__module__"]
+        elif type(arg) is str and maker.name.endswith("_create_namedtuple"):
+            module = arg
     if type(name) is not str or type(module) is not str or len(name) + len(module) > MAX_NAME:
         return f"{maker.name}()"
     return f"{module}.{name}"

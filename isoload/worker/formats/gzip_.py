@@ -36,30 +36,24 @@ def unpack(
 
 
 def _inflate(source: WorkerSource, fd: int, limit: int, reading: Reading) -> None:
+    """Every gzip member of the file, one behind another, into `fd`."""
     written, position = 0, 0
-    view = source.view
-    inflater = zlib.decompressobj(wbits=31)
-    while position < source.size or inflater.unconsumed_tail:
-        if inflater.eof:  # gzip files may stand one behind another
-            rest = inflater.unused_data
-            position -= len(rest)
-            if bytes(view[position : position + 2]) != b"\x1f\x8b":
-                if any(view[position : position + _CHUNK]):
-                    reading.warn(
-                        "bytes that are not gzip follow the compressed data: they were left"
-                    )
-                return
-            inflater = zlib.decompressobj(wbits=31)
-        data = inflater.unconsumed_tail or bytes(view[position : position + _CHUNK])
-        if not inflater.unconsumed_tail:
-            position += len(data)
-        try:
-            plain = inflater.decompress(data, _CHUNK)
-        except zlib.error as error:
-            raise Damaged(f"the gzip data are damaged before byte {position}: {error}") from None
-        written += len(plain)
-        if written > limit:
-            raise TooMuch("output", f"the gzip file unpacks to more than {limit} bytes")
-        os.write(fd, plain)
-    if not inflater.eof:
-        raise Damaged(f"the gzip file is cut off at byte {source.size}")
+    while source.view[position : position + 2] == b"\x1f\x8b":
+        inflater = zlib.decompressobj(wbits=31)
+        while not inflater.eof:
+            packed = inflater.unconsumed_tail or bytes(source.view[position : position + _CHUNK])
+            if not packed:
+                raise Damaged(f"the gzip file is cut off at byte {source.size}")
+            if not inflater.unconsumed_tail:
+                position += len(packed)
+            try:
+                plain = inflater.decompress(packed, _CHUNK)
+            except zlib.error as error:
+                raise Damaged(f"the gzip data break before byte {position}: {error}") from None
+            written += len(plain)
+            if written > limit:
+                raise TooMuch("output", f"the gzip file unpacks to more than {limit} bytes")
+            os.write(fd, plain)
+        position -= len(inflater.unused_data)
+    if any(source.view[position : position + _CHUNK]):
+        reading.warn(f"{source.size - position} bytes follow the compressed data: they were left out")
