@@ -53,8 +53,7 @@ def _answer(
     read(source, request, reading)
     reading.timings["read"] = time.perf_counter() - started
     started = time.perf_counter()
-    arena: int | None = None
-    graph = reading.graph
+    graph, arena = reading.graph, reading.arena
     if graph is None:
         graph, arena = describe(reading, tensors=request.tensors, budget=request)
     reading.timings["describe"] = time.perf_counter() - started

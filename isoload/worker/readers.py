@@ -54,7 +54,7 @@ def _read_directly(source: WorkerSource, request: manifest.Request, reading: Rea
     direct = read_direct(source, request)
     if direct is None:
         return False
-    reading.graph = direct.graph
+    reading.graph, reading.arena = direct.graph, direct.arena
     reading.container = direct.container
     reading.globals = direct.globals
     reading.reader = WEIGHTS_ONLY

@@ -75,13 +75,14 @@ class Reading:
     `location` gives the tag that the file saved for a storage. `mapping` is (address, bytes) of the
     source in this process, or None where no storage points into it. `trusted_offsets` is False
     where code of the file ran: its tensors always go through the arena. `graph` is there when the
-    reader already made the nodes.
+    reader already made the nodes; `arena` is its descriptor, if it has one.
     """
 
     container: str = ""
     reader: str = ""
     root: object = None
     graph: manifest.Graph | None = None
+    arena: int | None = None
     attempts: list[manifest.Attempt] = field(default_factory=list)
     globals: list[str] = field(default_factory=list)
     calls: list[manifest.Call] = field(default_factory=list)

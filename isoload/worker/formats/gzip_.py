@@ -38,7 +38,7 @@ def unpack(
 def _inflate(source: WorkerSource, fd: int, limit: int, reading: Reading) -> None:
     """Every gzip member of the file, one behind another, into `fd`."""
     written, position = 0, 0
-    while source.view[position : position + 2] == b"\x1f\x8b":
+    while bytes(source.view[position : position + 2]) == b"\x1f\x8b":
         inflater = zlib.decompressobj(wbits=31)
         while not inflater.eof:
             packed = inflater.unconsumed_tail or bytes(source.view[position : position + _CHUNK])
@@ -56,4 +56,6 @@ def _inflate(source: WorkerSource, fd: int, limit: int, reading: Reading) -> Non
             os.write(fd, plain)
         position -= len(inflater.unused_data)
     if any(source.view[position : position + _CHUNK]):
-        reading.warn(f"{source.size - position} bytes follow the compressed data: they were left out")
+        reading.warn(
+            f"{source.size - position} bytes follow the compressed data: they were left out"
+        )
