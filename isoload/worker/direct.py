@@ -24,25 +24,33 @@ from dataclasses import dataclass
 
 from isoload import manifest
 
-from .direct_graph import ALLOWED, Bytes, Kind, Unusual, execute
+from .direct_graph import ALLOWED, execute
+from .direct_legacy import MAGIC, read_legacy
 from .direct_nodes import describe
 from .direct_scan import scan
-from .direct_zip import Records, Source, read_records
+from .direct_zip import Source, Stored, read_records
 
 
 @dataclass(frozen=True)
 class Direct:
-    """A graph whose storages lie in the source as they are. `globals`: the names in its pickle."""
+    """A graph whose storages lie in the source as they are, or in the arena: a sealed memfd that
+    the caller owns. `globals`: the names in its pickle."""
 
     graph: manifest.Graph
     container: str
     globals: list[str]
+    arena: int | None = None
 
 
-def read_direct(source: Source, request: manifest.Request) -> Direct | None:
-    """Read an ordinary checkpoint, or return None: for torch.load to read."""
+def read_direct(source: Source, request: manifest.Request, *, arena: bool = False) -> Direct | None:
+    """Read an ordinary checkpoint, or return None: for torch.load to read.
+
+    `arena`: whether the caller takes one. Without, only what lies in the source as it is is
+    read."""
     with _no_garbage_collection():
         try:
+            if source.data[: len(MAGIC)] == MAGIC:
+                return Direct(*read_legacy(source, request, arena=arena))
             return _read_zip(source, request)
         except Exception:
             return None
@@ -67,32 +75,6 @@ def _read_zip(source: Source, request: manifest.Request) -> Direct | None:
     program = scan(bytes(source.view[offset : offset + size]), 0, ALLOWED)
     if program is None:
         return None
-    storages = _Stored(records, crosses=request.tensors)
+    storages = Stored(records, crosses=request.tensors)
     root, nodes = describe(execute(program.code, storages), request.max_nodes)
     return Direct(manifest.Graph(root, nodes, storages.table), "zip", program.globals)
-
-
-class _Stored:
-    """The storages of a zip: each a record, where it lies."""
-
-    def __init__(self, records: Records, *, crosses: bool) -> None:
-        self._records = records
-        self._segment = manifest.SOURCE if crosses else manifest.ABSENT
-        self._known: dict[str, Bytes] = {}
-        self.table: list[manifest.Storage] = []
-
-    def __call__(self, kind: Kind, key: str, location: str, count: object) -> Bytes:
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        offset, nbytes = self._records[f"data/{key}"]
-        if type(count) is not int or nbytes != count * kind.itemsize or offset % kind.itemsize:
-            raise Unusual
-        if location == "meta" or not location.isascii():
-            raise Unusual
-        storage = Bytes(len(self.table), kind, offset, nbytes)
-        at = offset if self._segment == manifest.SOURCE else 0
-        self.table.append(manifest.Storage(self._segment, at, nbytes, location))
-        if nbytes:  # torch does not remember a storage that has no address: each is its own
-            self._known[key] = storage
-        return storage

@@ -27,6 +27,7 @@ from isoload.manifest import Node, Tensor
 from .direct_scan import MODULE, full_name
 
 MAX_DIMS = 16
+_MAX_LOCATION = 300
 _TRAINABLE = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
 
 
@@ -117,6 +118,12 @@ Storages = Callable[[Kind, str, str, Any], Bytes]
 """(storage class, key, location, number of elements) → the storage. Raises `Unusual`."""
 
 
+def check_location(location: str) -> None:
+    """A tag that may cross: short and printable. What is on the meta device has no bytes at all."""
+    if len(location) > _MAX_LOCATION or not location.isprintable() or location == "meta":
+        raise Unusual
+
+
 def _size(*args: Any) -> Plain:
     (dims,) = args
     if type(dims) is not tuple or not set(map(type, dims)) <= {int} or len(dims) > MAX_DIMS:
@@ -181,10 +188,11 @@ class Made(NamedTuple):
 
 
 def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
-    """Run a scanned program. Raises whatever the C unpickler, or `Unusual`, has to say of it.
+    """Run a scanned program. Raises `Unusual`, and whatever the C unpickler has to say of it.
 
     A storage's persistent id is ("storage", class, key, location, elements); in legacy files a
-    sixth item says that it is a view of another, which is not handled here."""
+    sixth item says that it is a view of another, which is not handled here, and a class without a
+    dtype is refused, as by torch."""
     views: list[View] = []
     no_hooks: OrderedDict[Any, Any] = OrderedDict()
 
@@ -235,7 +243,7 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
         def persistent_load(self, pid: Any) -> Any:
             if type(pid) is tuple and len(pid) == length:
                 word, kind, key, location, count = pid[:5]
-                if legacy and pid[5] is not None:
+                if legacy and (pid[5] is not None or kind is _UNTYPED):
                     raise Unusual
                 if word == "storage" and type(kind) is Kind and type(key) is type(location) is str:
                     return storages(kind, key, location, count)

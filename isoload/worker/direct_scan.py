@@ -25,6 +25,7 @@ original:
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Container
 from functools import lru_cache
@@ -69,7 +70,7 @@ def _opcodes(high: str) -> re.Pattern[bytes]:
     put = f"(?:r..{high}|q.)"
     number = "(?:K.|M..|J....)"
     shape = rf"(?:\)|{number}(?:\x85|{number}(?:\x86|{number}\x87)){put}|\((?:{number}){{4}}t{put})"
-    storage = rf"\(h.h.{_text(8)}{put}h.{number}t{put}Q"
+    storage = rf"\(h.h.{_text(16)}{put}h.{number}N?t{put}Q"
     rebuild_tensor = rf"h.\({storage}{number}{shape}{shape}[\x88\x89]h.\)R{put}t{put}R{put}"
     bare = r"\((?![ue])|[)}Nt\x85-\x89QRsaeu]"
     one = rf"[Kqh].|r..{high}|{bare}|j....|M..|J....|G.{{8}}|{_text(_LONGEST)}"
@@ -94,7 +95,7 @@ def full_name(module: str, name: str) -> str:
     return f"{module}.{name}"
 
 
-def scan(data: bytes, start: int, allowed: Container[str]) -> Program | None:
+def scan(data: bytes | mmap.mmap, start: int, allowed: Container[str]) -> Program | None:
     """The program at `start`, or None where torch should have a look at it itself."""
     if data[start : start + 2] != _PROTOCOL:
         return None
@@ -134,7 +135,7 @@ def scan(data: bytes, start: int, allowed: Container[str]) -> Program | None:
             at += length
 
 
-def _length(data: bytes, at: int, opcode: bytes) -> int:
+def _length(data: bytes | mmap.mmap, at: int, opcode: bytes) -> int:
     """The bytes of a rarer opcode and its argument, or 0 for an opcode that is not taken."""
     if opcode == b"X":
         return 5 + int.from_bytes(data[at + 1 : at + 5], "little")

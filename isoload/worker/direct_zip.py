@@ -26,8 +26,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from isoload import manifest
+
+from .direct_graph import Bytes, Kind, Unusual, check_location
+
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    import mmap
+    from typing import IO
 
 CRC_LIMIT = 32 << 20
 """CRCs are checked where all records together have no more bytes than this: at 2 GB/s, 16 ms."""
@@ -66,13 +71,12 @@ class Source(Protocol):
     size: int
 
     @property
+    def data(self) -> mmap.mmap | bytes: ...
+
+    @property
     def view(self) -> memoryview: ...
 
-    def file(self) -> BinaryIO: ...
-
-
-class _Unusual(Exception):
-    """The archive has more than one reading, or one that is not handled here."""
+    def file(self) -> IO[bytes]: ...
 
 
 def read_records(source: Source) -> Records | None:
@@ -83,14 +87,39 @@ def read_records(source: Source) -> Records | None:
         reader.serialization_id()
         records = _records(source.view, names)
         _check_settings(source.view, records)
-    except (_Unusual, RuntimeError, ValueError, UnicodeError, struct.error):
+    except (Unusual, RuntimeError, ValueError, UnicodeError, struct.error):
         return None
     return records
 
 
+class Stored:
+    """The storages of a zip: each a record, where it lies."""
+
+    def __init__(self, records: Records, *, crosses: bool) -> None:
+        self._records = records
+        self._segment = manifest.SOURCE if crosses else manifest.ABSENT
+        self._known: dict[str, Bytes] = {}
+        self.table: list[manifest.Storage] = []
+
+    def __call__(self, kind: Kind, key: str, location: str, count: object) -> Bytes:
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        offset, nbytes = self._records["data/" + key]
+        if type(count) is not int or nbytes != count * kind.itemsize or offset % kind.itemsize:
+            raise Unusual
+        check_location(location)
+        storage = Bytes(len(self.table), kind, offset, nbytes)
+        at = offset if self._segment == manifest.SOURCE else 0
+        self.table.append(manifest.Storage(self._segment, at, nbytes, location))
+        if nbytes:  # torch does not remember a storage that has no address: each is its own
+            self._known[key] = storage
+        return storage
+
+
 def _require(holds: object) -> None:
     if not holds:
-        raise _Unusual
+        raise Unusual
 
 
 def _check_settings(view: memoryview, records: Records) -> None:

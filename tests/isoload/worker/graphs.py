@@ -16,9 +16,9 @@ from isoload import manifest
 _KINDS = {"": dict, "OrderedDict": OrderedDict, "Counter": Counter}
 
 
-def build(graph: manifest.Graph, data: memoryview) -> Any:
-    """The object of a graph whose storages all lie in `data`, copied."""
-    storages = [_storage(storage, data) for storage in graph.storages]
+def build(graph: manifest.Graph, *segments: memoryview) -> Any:
+    """The object of a graph over the source and its arena, copied."""
+    storages = [_storage(storage, segments[storage.segment]) for storage in graph.storages]
     made: list[Any] = []
     for node in graph.nodes:
         made.append(_shell(node, made, storages))
@@ -92,7 +92,7 @@ class Difference(AssertionError):
     """Two graphs are not the same; the message says where."""
 
 
-_BY_VALUE = (int, bool, type(None), complex, torch.dtype, torch.device, torch.Size)
+_BY_VALUE = (int, bool, type(None), torch.dtype, torch.device, torch.Size)
 
 
 def compare(left: Any, right: Any) -> None:
@@ -106,6 +106,9 @@ def compare(left: Any, right: Any) -> None:
         a, b, path = waiting.pop()
         if type(a) is not type(b):
             raise Difference(f"{path}: {type(a)} is not {type(b)}")
+        if isinstance(a, complex):
+            _same(struct.pack("2d", a.real, a.imag), struct.pack("2d", b.real, b.imag), path)
+            continue
         if isinstance(a, _BY_VALUE):
             _same(a, b, path)
             continue

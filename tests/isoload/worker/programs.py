@@ -6,6 +6,7 @@ import io
 import os
 import random
 import warnings
+import weakref
 from typing import Any
 
 import torch
@@ -14,20 +15,19 @@ from torch import _weights_only_unpickler
 from isoload import manifest
 from isoload.worker.direct import Direct, read_direct
 from isoload.worker.source import WorkerSource
+from sandbox.memfd import check_segment, create_memfd, seal
 
 REQUEST = manifest.Request(fallback="none")
 
 
 def source_of(data: bytes) -> WorkerSource:
     """A source as the worker gets it. Its descriptor is closed with it."""
-    fd = os.memfd_create("test", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, data)
-        source = WorkerSource(fd)
-        assert len(source.view) == len(data)
-        return source
-    finally:
-        os.close(fd)
+    fd = create_memfd("test")
+    os.write(fd, data)
+    seal(fd)
+    source = WorkerSource(fd)
+    weakref.finalize(source, os.close, fd)
+    return source
 
 
 def saved(value: Any, **kwargs: Any) -> bytes:
@@ -37,13 +37,30 @@ def saved(value: Any, **kwargs: Any) -> bytes:
 
 
 def direct(data: bytes, request: manifest.Request = REQUEST) -> Direct | None:
-    return read_direct(source_of(data), request)
+    """What the direct reader makes of a snapshot of the bytes."""
+    return read_direct(source_of(data), request, arena=True)
+
+
+def segments(data: bytes, read: Direct) -> list[memoryview]:
+    """The bytes of the source and, where there is one, of the arena, whose descriptor is closed."""
+    if read.arena is None:
+        return [memoryview(data)]
+    size = check_segment(read.arena, 1 << 30)
+    arena = os.pread(read.arena, size, 0)
+    os.close(read.arena)
+    return [memoryview(data), memoryview(arena)]
+
+
+def _anywhere(storage: Any, location: str) -> Any:
+    """A map_location: where a storage belongs is the parent's business."""
+    del location
+    return storage
 
 
 def torch_load(data: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.load(io.BytesIO(data), weights_only=True)
+        return torch.load(io.BytesIO(data), _anywhere, weights_only=True)
 
 
 def archive(pickled: bytes, records: dict[str, bytes] | None = None) -> bytes:
@@ -83,12 +100,6 @@ class Records:
 
     def serialization_id(self) -> str:
         return ""
-
-
-def _anywhere(storage: Any, location: str) -> Any:
-    """A map_location: where a storage belongs is the parent's business."""
-    del location
-    return storage
 
 
 def torch_run(pickled: bytes, records: dict[str, bytes]) -> Any:
