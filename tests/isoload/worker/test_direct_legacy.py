@@ -25,7 +25,7 @@ def legacy(value: Any) -> bytes:
 
 def shifted(shift: int) -> bytes:
     """A file whose storages all begin at the same remainder."""
-    tensors = {"a": torch.arange(64.0), "b": torch.arange(64), "c": torch.ones(9)}
+    tensors = {"a": torch.arange(64.0), "b": torch.arange(64), "c": torch.ones(10)}
     for length in range(16):
         data = legacy({"x" * length: tensors})
         if data.index(struct.pack("<64f", *range(64))) % 8 == shift:
