@@ -222,7 +222,7 @@ class _Checker:
             raise ManifestError("a tensor beyond 64 bits")
         if not empty and (last // packed + 1) * itemsize > storage.nbytes:
             raise ManifestError("a tensor that reaches beyond its storage")
-        if storage.offset % itemsize:
+        if storage.offset % itemsize and storage.nbytes:
             raise ManifestError("a tensor whose storage is not aligned")
         if node.flags:
             self.flags(node.flags, dtype)

@@ -45,9 +45,12 @@ class Storages:
             if entry.location != "meta":
                 raise ManifestError("a storage whose bytes did not come")
             return _torch.UntypedStorage(entry.nbytes, device="meta")
-        whole = self._segments.whole(entry.segment)
-        start = entry.offset
-        return placement.storage(whole[start : start + entry.nbytes], entry.location)
+        if entry.nbytes:
+            whole = self._segments.whole(entry.segment)
+            part = whole[entry.offset : entry.offset + entry.nbytes]
+        else:
+            part = _torch.UntypedStorage(0, device="cpu")
+        return placement.storage(part, entry.location)
 
     def bytes(self, index: int) -> memoryview:
         """The storage's memory as it is in its segment, writable."""
