@@ -151,11 +151,11 @@ def rename(table: dict[str, str]) -> None:
         for owner, attribute in _single_paths(module):
             value = _value(owner, attribute)
             if isinstance(value, str) and value in table:
-                setattr(owner, attribute, table[value])
+                _set(owner, attribute, table[value])
         for owner, attribute in _search_paths(module):
             search = _search(owner, attribute)
             if search is not None:
-                setattr(owner, attribute, [table.get(path, path) for path in search])
+                _set(owner, attribute, [table.get(path, path) for path in search])
     sys.path_importer_cache.clear()
     for attribute in ("prefix", "base_prefix", "exec_prefix", "base_exec_prefix"):
         setattr(sys, attribute, _INSIDE)
@@ -189,6 +189,14 @@ def _value(owner: Any, attribute: str) -> Any:
     if isinstance(owner, ModuleType):
         return owner.__dict__.get(attribute)
     return getattr(owner, attribute, None)
+
+
+def _set(owner: Any, attribute: str, value: Any) -> None:
+    """Without a module's own __setattr__, which may refuse."""
+    if isinstance(owner, ModuleType):
+        owner.__dict__[attribute] = value
+    else:
+        setattr(owner, attribute, value)
 
 
 def _search(owner: Any, attribute: str) -> list[str] | None:

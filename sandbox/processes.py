@@ -92,6 +92,7 @@ class Zygote:
                 ) from error
             finally:
                 theirs.close()
+            forks.register(self)
         modules = [*preload, *([warm_up.partition(":")[0]] if warm_up else []), "sandbox"]
         order = {
             "folders": imports.folders_of(modules),
@@ -158,8 +159,8 @@ class Zygote:
             self._process.kill()
             self._process.wait()
 
-    def forget(self) -> None:
-        """In a fork of the parent: this zygote is not the child's."""
+    def after_fork_in_child(self) -> None:
+        """This zygote is the parent's."""
         self._close_descriptors()
         self._process.returncode = 0  # not ours to wait for
 

@@ -24,7 +24,7 @@ from sandbox.errors import ClosedError, IsolationError, LimitError, SandboxError
 from sandbox.isolation import DEFAULT_REQUIRED, Isolation, Layer, State, check_required
 from sandbox.limits import Limits
 from sandbox.processes import Zygote, ZygoteGone
-from sandbox.workers import Reply, Worker, make_group
+from sandbox.workers import Reply, Worker
 
 _LOG = logging.getLogger("sandbox")
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -122,7 +122,7 @@ class Sandbox:
                 self._fill()
                 worker.check_cpu()
 
-            until = channel.Wait(worker.channel, deadline, tick)
+            until = channel.Wait(worker.sock, deadline, tick)
             return worker.run(entry, body, fds, resolved, until)
         except SandboxError:
             if self._closed:
@@ -172,10 +172,6 @@ class Sandbox:
 
     def after_fork_in_child(self) -> None:
         """Nothing that the parent started is this process's: let go of it, and begin anew."""
-        for worker in self._workers:
-            worker.abandon()
-        if self._zygote is not None:
-            self._zygote.forget()
         self._reset()
 
     # The zygote
@@ -214,7 +210,7 @@ class Sandbox:
             try:
                 zygote = self._zygote_for_use()
                 zygote.ready()
-                worker = Worker(zygote, make_group(self._disabled), self._disabled)
+                worker = Worker(zygote, self._disabled)
                 with self._lock:
                     self._workers.add(worker)
                 worker.confined(deadline)

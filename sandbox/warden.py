@@ -70,9 +70,11 @@ def _watch(order: Order, pid: int) -> None:
     finally:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
-    _remove(order)
     with contextlib.suppress(OSError):
         lifeline.send(_obituary(status, usage, late))
+        while lifeline.recv(64):  # the parent may still want to read the group's counters
+            pass
+    _remove(order)
 
 
 def _until_end(lifeline: socket.socket, pidfd: int) -> bool:

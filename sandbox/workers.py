@@ -30,6 +30,7 @@ from sandbox.processes import Zygote, ZygoteGone
 _MAX_REPLY_FDS = 16
 _MESSAGE = 4096  # bytes of a warden's message
 _BURY_SECONDS = 5.0
+_CPU_SHARE = 0.5  # RLIMIT_CPU counts whole ticks; on a busy host the exact figure is far lower
 _DYING_SECONDS = 0.5  # between a dying worker's end of file and its warden's report
 _FAILURE_BYTES = 16384
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -69,14 +70,17 @@ class _End:
     memory: int = 0
     late: bool = False
 
+    @property
+    def signal(self) -> int | None:
+        return os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else None
 
-def make_group(disabled: frozenset[str]) -> Group | Layer:
+
+def _make_group(disabled: frozenset[str]) -> Group | Layer:
     """A group for the next worker, or the layer that says why there is none."""
     if "cgroup" in disabled:
         return Layer("cgroup", State.UNAVAILABLE, "", *explain("cgroup", "disabled", 0))
     try:
-        with forks.creating:
-            return Group.create(Limits().resolved())
+        return Group.create(Limits().resolved())
     except CgroupUnavailable as error:
         return Layer("cgroup", State.UNAVAILABLE, "", error.cause, error.remedy)
 
@@ -88,39 +92,46 @@ class Worker:
     _limits: ResolvedLimits  # set by `run`
     _began: float
 
-    def __init__(self, zygote: Zygote, group: Group | Layer, disabled: frozenset[str]) -> None:
-        self._group = group if isinstance(group, Group) else None
-        self._cgroup = group.layer if isinstance(group, Group) else group
+    def __init__(self, zygote: Zygote, disabled: frozenset[str]) -> None:
+        """Order one of the zygote; `confined` waits for it. ZygoteGone where there is nobody."""
         self._disabled = disabled
         self._pid = 0
         self._pidfd = -1
         self._end: _End | None = None
         self._watchdog: watchdog.Watchdog | None = None
-        with forks.creating:
+        with forks.creating:  # a fork in here would keep both ends of each pair
+            forks.register(self)
+            group = _make_group(disabled)
+            self._group = group if isinstance(group, Group) else None
+            self._cgroup = group.layer if isinstance(group, Group) else group
             self._sock, sock = socket.socketpair()
             self._lifeline, lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._sock.setblocking(False)
-        try:
-            joins = self._group.join_fds if self._group else []
-            above = self._group.dirs if self._group else []
-            message = {
-                "joins": len(joins),
-                "groups": [name for _, name in above],
-                "disabled": sorted(disabled),
-            }
-            fds = [sock.fileno(), lifeline.fileno(), *joins, *(fd for fd, _ in above)]
-            zygote.order(message, fds)
-        except BaseException:
-            if self._group is not None:
-                self._group.remove()
-            self.abandon()
-            raise
-        finally:
-            sock.close()
-            lifeline.close()
+            try:
+                self._order(zygote, sock, lifeline)
+            except BaseException:
+                if self._group is not None:
+                    self._group.remove()
+                self.abandon()
+                raise
+            finally:
+                sock.close()
+                lifeline.close()
+
+    def _order(self, zygote: Zygote, sock: socket.socket, lifeline: socket.socket) -> None:
+        joins = self._group.join_fds if self._group else []
+        above = self._group.dirs if self._group else []
+        message = {
+            "joins": len(joins),
+            "groups": [name for _, name in above],
+            "disabled": sorted(self._disabled),
+        }
+        fds = [sock.fileno(), lifeline.fileno(), *joins, *(fd for fd, _ in above)]
+        zygote.order(message, fds)
 
     @property
-    def channel(self) -> socket.socket:
+    def sock(self) -> socket.socket:
+        """This process's end of the channel."""
         return self._sock
 
     def confined(self, deadline: float) -> None:
@@ -132,14 +143,15 @@ class Worker:
         if not self._pid:
             raise ZygoteGone("no warden was forked")
         try:
-            kind, body, fds = channel.receive_until(
+            kind, body, _ = channel.receive_until(
                 self._sock, _FAILURE_BYTES, 0, channel.Wait(self._sock, deadline)
             )
         except (EOFError, OSError, channel.FrameError) as error:
             if isinstance(error, TimeoutError):
                 raise
+            end = self._hear_end()
             raise WorkerError(
-                "the worker died while it was being confined", self._signal()
+                "the worker died while it was being confined", end.signal if end else None
             ) from None
         if kind != worker.READY:
             raise WorkerError("the worker did not say READY")
@@ -208,8 +220,11 @@ class Worker:
             self._group.remove()
         self.abandon()
 
+    def after_fork_in_child(self) -> None:
+        self.abandon()
+
     def abandon(self) -> None:
-        """Close this process's descriptors, no more: what a fork of the parent does."""
+        """Close this process's descriptors, no more."""
         self._sock.close()
         self._lifeline.close()
         if self._pidfd >= 0:
@@ -251,31 +266,28 @@ class Worker:
             self._end = _End(**facts)
         return True
 
-    def _await_end(self) -> _End:
-        self.kill()
+    def _hear_end(self) -> _End | None:
+        """The warden's report on a worker that has just died; None where it lives on."""
         with contextlib.suppress(TimeoutError):
-            deadline = time.monotonic() + _BURY_SECONDS
+            deadline = time.monotonic() + _DYING_SECONDS
             while self._end is None and self._hear_warden(deadline):
                 pass
-        return self._end or _End()
-
-    def _signal(self) -> int | None:
-        status = self._await_end().status
-        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        return self._end
 
     def _why_it_died(self) -> LimitError | WorkerError:
-        # Not killed here: the channel's end came first, so the warden is about to reap it.
-        with contextlib.suppress(TimeoutError):
-            self._hear_warden(time.monotonic() + _DYING_SECONDS)
-        end = self._await_end()
+        end = self._hear_end()
         if (self._group is not None and self._group.oom_killed()) or (
             self._watchdog is not None and self._watchdog.exceeded
         ):
             return LimitError("memory", self._limits.memory)
+        if end is None:
+            return WorkerError("the worker broke the protocol: it closed its channel")
         if end.late:
             return LimitError("wall", self._limits.wall)
-        number = self._signal()
-        if number == signal.SIGXCPU or (number == signal.SIGKILL and end.cpu >= self._limits.cpu):
+        number = end.signal
+        if number == signal.SIGXCPU or (
+            number == signal.SIGKILL and end.cpu > _CPU_SHARE * self._limits.cpu
+        ):
             return LimitError("cpu", self._limits.cpu)
         if number is not None:
             return WorkerError(f"the worker was ended by {signal_name(number)}", number)
@@ -320,7 +332,7 @@ def _isolation(
 ) -> Isolation:
     """The layers in words. Workers of one host say the same: cached."""
     record = Record.decode(ready)
-    layers = []
+    layers: list[Layer] = []
     for name in LAYERS:
         if name == "memory":
             layers.append(_memory(cgroup, layers[-1], has_memory, "memory" in disabled))

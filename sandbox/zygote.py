@@ -58,6 +58,8 @@ def _prepare(order: dict[str, Any]) -> Plan:
     if order["warm_up"]:
         module, _, name = order["warm_up"].partition(":")
         getattr(importlib.import_module(module), name)()
+    with contextlib.suppress(OSError):  # no netlink here: each worker's proof will say so
+        network.warm_up()
     names = imports.Names()
     binds, links = filesystem.system_binds()
     address_space, data = _mapped()

@@ -7,9 +7,11 @@ would start an event loop for the same three questions. Policy rules are never e
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE
@@ -31,9 +33,7 @@ _VSOCK_CAVEAT = (
 
 def prove_there_is_none(place: Place) -> str:
     """Raises OSError unless the only link is `lo`, down, with no address and no route."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(_ANSWER_SECONDS)
-        netlink.bind((0, 0))
+    with _netlink() as netlink:
         links = _dump(netlink, ifinfmsg(), RTM_GETLINK)
         addresses = _dump(netlink, ifaddrmsg(), RTM_GETADDR)
         routes = _dump(netlink, rtmsg(), RTM_GETROUTE)
@@ -49,6 +49,14 @@ def prove_there_is_none(place: Place) -> str:
     return "only lo, down, without address or route (proved by pyroute2)"
 
 
+def warm_up() -> None:
+    """In the zygote: pyroute2 prepares its message classes at their first use."""
+    with _netlink() as netlink:
+        for request, kind in ((ifinfmsg(), RTM_GETLINK), (ifaddrmsg(), RTM_GETADDR)):
+            _dump(netlink, request, kind)
+        rtmsg().encode()
+
+
 def vsock_transport() -> bool:
     """Could a process of this host reach anything by AF_VSOCK? vsock(7)
 
@@ -62,13 +70,21 @@ def vsock_transport() -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _netlink() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(_ANSWER_SECONDS)
+        netlink.bind((0, 0))
+        yield netlink
+
+
 def _dump(netlink: socket.socket, request: Any, kind: int) -> list[Any]:
     request["header"]["type"] = kind
     request["header"]["flags"] = NLM_F_REQUEST | NLM_F_DUMP
     request["header"]["pid"] = os.getpid()
     request.encode()
     netlink.send(request.data)
-    answers = []
+    answers: list[Any] = []
     while True:
         for answer in MarshalRtnl().parse(netlink.recv(1 << 16)):
             if answer["header"]["type"] == NLMSG_DONE:
