@@ -65,10 +65,13 @@ class _Comparison:
         elif isinstance(b, torch.storage.TypedStorage):
             self.same(a.dtype, b.dtype, "dtype")
             self.storage(a._untyped_storage, b._untyped_storage)
+        elif isinstance(b, torch.UntypedStorage):
+            self.storage(a, b)
         elif isinstance(b, float):
             self.same(struct.pack("<d", a), struct.pack("<d", b), "bits")
         elif isinstance(b, complex):
-            self.same(struct.pack("<dd", a.real, a.imag), struct.pack("<dd", b.real, b.imag), "bits")
+            for x, y in ((a.real, b.real), (a.imag, b.imag)):
+                self.same(struct.pack("<d", x), struct.pack("<d", y), "bits")
         elif isinstance(b, dict):
             self.same(len(a), len(b), "length")
             pairs = zip(a.items(), b.items(), strict=True)
@@ -107,7 +110,8 @@ class _Comparison:
         self.kept += [a, b]
         address = self.storages.get(b.data_ptr())
         if address is None:
-            assert a.data_ptr() not in self.storages.values(), f"{self.place}: storages fell together"
+            apart = a.data_ptr() not in self.storages.values()
+            assert apart, f"{self.place}: two storages fell together"
             self.storages[b.data_ptr()] = a.data_ptr()
             self.same(bits(a), bits(b), "content")
         else:

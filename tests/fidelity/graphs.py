@@ -1,7 +1,8 @@
-"""Object graphs of every value that torch.load(weights_only=True) can return, from a seed and a size.
+"""Object graphs of every value that torch.load(weights_only=True) can return, from a seed and a
+size.
 
-A seed, and not a hypothesis strategy of its own for each value: thousands of graphs take seconds, the
-size shrinks, and the seed is the whole reproduction.
+A seed, and not a hypothesis strategy of its own for each value: thousands of graphs take seconds,
+the size shrinks, and the seed is the whole reproduction.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ _NEW = torch.storage._new_dtypes()
 _OLD_DTYPES = [dtype for dtype in _DTYPES if dtype not in _NEW]
 """Those that a legacy file can hold."""
 
-_TEXTS = ("", "a", "weight", "layer.0.bias", "é", "日本", "\ud800", "\U0001f600", "x" * 300, "nul\0")
+_TEXTS = (
+    "",
+    "a",
+    "weight",
+    "layer.0.bias",
+    "é",
+    "日本",
+    "\ud800",
+    "\U0001f600",
+    "x" * 300,
+    "nul\0",
+)
 _FLOATS = (0.0, -0.0, 1.5, float("inf"), float("-inf"), 5e-324, 1.7976931348623157e308)
 _NAMED = (
     *(torch.float32, torch.int3, torch.uint7, torch.qint8, torch.bits8, torch.float8_e5m2),
