@@ -5,6 +5,7 @@ Never used for what torch wrote with its own writer: for those, torch says which
 
 from __future__ import annotations
 
+import codecs
 import zipfile
 import zlib
 
@@ -13,6 +14,7 @@ from ..reading import Damaged, TooMuch
 from ..source import WorkerSource
 
 _MAX_MEMBERS = 100_000
+codecs.lookup("cp437")  # zipfile imports it for old names: not once a file is open
 
 
 class Members:
