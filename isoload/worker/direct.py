@@ -42,15 +42,12 @@ class Direct:
     arena: int | None = None
 
 
-def read_direct(source: Source, request: manifest.Request, *, arena: bool = False) -> Direct | None:
-    """Read an ordinary checkpoint, or return None: for torch.load to read.
-
-    `arena`: whether the caller takes one. Without, only what lies in the source as it is is
-    read."""
+def read_direct(source: Source, request: manifest.Request) -> Direct | None:
+    """Read an ordinary checkpoint, or return None: for torch.load to read."""
     with _no_garbage_collection():
         try:
             if source.data[: len(MAGIC)] == MAGIC:
-                return Direct(*read_legacy(source, request, arena=arena))
+                return Direct(*read_legacy(source, request))
             return _read_zip(source, request)
         except Exception:
             return None

@@ -67,11 +67,9 @@ class _Streamed:
 
 
 def read_legacy(
-    source: Source, request: manifest.Request, *, arena: bool
+    source: Source, request: manifest.Request
 ) -> tuple[manifest.Graph, str, list[str], int | None]:
-    """(graph, "legacy", globals, arena). Raises `Unusual`, or what else stands in the way.
-
-    `arena`: whether there may be one."""
+    """(graph, "legacy", globals, arena). Raises `Unusual`, or what else stands in the way."""
     stream = source.data
     if stream[: len(MAGIC)] != MAGIC:
         raise Unusual
@@ -84,8 +82,6 @@ def read_legacy(
     keys = execute(last.code, _no_storage).root
     _locate(source, storages, keys, last.end)
     placed, runs, size = _place(source, storages, request)
-    if runs and not arena:
-        raise Unusual
     root, nodes = describe(made, request.max_nodes)
     graph = manifest.Graph(root, nodes, placed)
     return graph, "legacy", program.globals, _copy(source, runs, size) if runs else None

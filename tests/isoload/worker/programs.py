@@ -38,7 +38,7 @@ def saved(value: Any, **kwargs: Any) -> bytes:
 
 def direct(data: bytes, request: manifest.Request = REQUEST) -> Direct | None:
     """What the direct reader makes of a snapshot of the bytes."""
-    return read_direct(source_of(data), request, arena=True)
+    return read_direct(source_of(data), request)
 
 
 def segments(data: bytes, read: Direct) -> list[memoryview]:

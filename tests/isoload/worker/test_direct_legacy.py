@@ -55,18 +55,11 @@ def test_of_a_file_that_can_change_everything_is_copied(tmp_path: Path) -> None:
     path = tmp_path / "legacy.pt"
     path.write_bytes(data)
     with path.open("rb") as file:
-        read = read_direct(WorkerSource(file.fileno()), REQUEST, arena=True)
+        read = read_direct(WorkerSource(file.fileno()), REQUEST)
         assert file.tell() == 0
     assert read is not None
     assert {storage.segment for storage in read.graph.storages} == {manifest.ARENA}
     compare(torch_load(data), build(read.graph, *segments(data, read)))
-
-
-def test_no_arena_is_made_for_a_caller_that_takes_none(tmp_path: Path) -> None:
-    path = tmp_path / "legacy.pt"
-    path.write_bytes(shifted(1))
-    with path.open("rb") as file:
-        assert read_direct(WorkerSource(file.fileno()), REQUEST) is None
 
 
 def test_no_bytes_cross_where_none_are_asked_for() -> None:
