@@ -15,7 +15,7 @@ from torch._weights_only_unpickler import _get_allowed_globals
 from isoload import manifest
 
 from .archive import first_line
-from .reading import Failure, Reading, Refused, TooMuch, is_out_of_memory
+from .reading import Damaged, Reading, Refused, TooMuch, Unsupported, is_out_of_memory
 from .weights_only import refusal, refused_globals
 
 WEIGHTS_ONLY = "weights_only"
@@ -32,25 +32,35 @@ class Rung(NamedTuple):
 
 def climb(reading: Reading, request: manifest.Request, *rungs: Rung) -> None:
     """Fill `reading` by the first reader that opens the file; raise a Failure where none may."""
+    starved: BaseException | None = None
     for rung in rungs:
         if rung.reader == FULL and request.fallback != "full":
             continue
         try:
             root = rung.read()
         except BaseException as error:
-            if isinstance(error, TooMuch) or is_out_of_memory(error):
-                raise
             _note(reading, rung.reader, error)
-            if isinstance(error, Failure) and rung.reader != WEIGHTS_ONLY:
+            if _is_final(rung, error):
                 raise
+            if is_out_of_memory(error):
+                starved = error
             continue
         if rung.reader == INERT and not _may_be_inert(reading, request):
-            raise Refused(_why_refused(reading))
+            raise starved or Refused(_why_refused(reading))
         reading.root = root
         reading.reader = rung.reader
         return
     last = reading.attempts[-1]
     raise Refused(f"no reader opens it; {last.reader}: {last.message}")
+
+
+def _is_final(rung: Rung, error: BaseException) -> bool:
+    """Whether no later reader can do better. weights_only believes any size that a file claims, and
+    may run out of memory over a file that is only damaged: the inert reader tells them apart.
+    """
+    if rung.reader == WEIGHTS_ONLY:
+        return isinstance(error, TooMuch)
+    return isinstance(error, (Damaged, Unsupported, TooMuch)) or is_out_of_memory(error)
 
 
 def _note(reading: Reading, reader: str, error: BaseException) -> None:

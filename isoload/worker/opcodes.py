@@ -7,6 +7,7 @@ machine's.
 from __future__ import annotations
 
 import struct
+from codecs import raw_unicode_escape_decode
 from collections.abc import Callable
 from pickle import decode_long
 from typing import Any
@@ -88,7 +89,7 @@ _OPCODES: dict[bytes, Handler] = {
     b"L": Machine.op_long,
     b"F": lambda machine: machine.push(float(machine.line())),
     b"S": Machine.op_string,
-    b"V": lambda machine: machine.push(str(machine.line(machine.size), "raw-unicode-escape")),
+    b"V": lambda machine: machine.push(raw_unicode_escape_decode(machine.line(machine.size))[0]),
     b"J": _fixed(_INT32),
     b"K": _fixed(_UINT8),
     b"M": _fixed(_UINT16),
