@@ -15,7 +15,9 @@ import stat
 
 from sandbox.errors import WorkerError
 
-SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+# fcntl(2): F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE. By number, for this module is
+# imported on other systems too, where calling anything of it then fails.
+SEALS = 0x1 | 0x2 | 0x4 | 0x8
 
 _BLOCK = 512  # unit of st_blocks; stat(2)
 _PAGE = mmap.PAGESIZE

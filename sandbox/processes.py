@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -149,18 +148,20 @@ class Zygote:
         return f"exit status {self._process.returncode}; {self._words()}"
 
     def stop(self) -> None:
-        """Ask it to go by closing the control socket; kill it where it does not."""
-        with self._lock:
-            self._close_descriptors()
-        deadline = time.monotonic() + _STOP_SECONDS
+        """Ask it to go by ending the control socket; kill it where it does not."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes who waits in `ready`
         try:
-            self._process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            self._process.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with self._ready, self._lock:
+            self._close_descriptors()
 
     def after_fork_in_child(self) -> None:
         """This zygote is the parent's."""
+        self._lock, self._ready = threading.Lock(), threading.Lock()
         self._close_descriptors()
         self._process.returncode = 0  # not ours to wait for
 

@@ -61,7 +61,7 @@ class Sandbox:
         self._preload = tuple(preload)
         self._warm_up = warm_up
         self._spares = spares
-        self._max_workers = max_workers or max(4, 2 * len(os.sched_getaffinity(0)))
+        self._max_workers = max_workers or max(4, 2 * (os.cpu_count() or 1))
         self._disabled = check_required(_disable)
         self._closed = False
         self._reset()
@@ -107,7 +107,7 @@ class Sandbox:
         body = bytes(request)
         size = len(body) + sum(os.fstat(fd).st_size for fd in fds)
         resolved = (limits or Limits()).resolved(size)
-        self._zygote_for_use().ready()
+        self._serving()
         deadline = time.monotonic() + resolved.wall
         if not self._slots.acquire(timeout=resolved.wall):
             raise LimitError("wall", resolved.wall, "no worker became free")
@@ -125,8 +125,7 @@ class Sandbox:
             until = channel.Wait(worker.sock, deadline, tick)
             return worker.run(entry, body, fds, resolved, until)
         except SandboxError:
-            if self._closed:
-                raise ClosedError("the sandbox was closed while this ran") from None
+            self._raise_if_closed()
             raise
         finally:
             self._retire(worker, self._slots.release)
@@ -135,7 +134,7 @@ class Sandbox:
     def isolation(self) -> Isolation:
         """What a worker of this sandbox got. Spawns one where none has been."""
         if self._isolation is None:
-            self._zygote_for_use().ready()
+            self._serving()
             worker = self._take(time.monotonic() + _SPAWN_SECONDS, _SPAWN_SECONDS)
             self._retire(worker, lambda: None)
             self._fill()
@@ -179,10 +178,9 @@ class Sandbox:
     def _zygote_for_use(self) -> Zygote:
         """The living zygote, started where there is none, restarted where it has died."""
         if not sys.platform.startswith("linux"):
-            raise IsolationError((_NOT_LINUX,))
+            raise IsolationError((_not_linux(),))
         with self._starting:
-            if self._closed:
-                raise ClosedError("the sandbox is closed")
+            self._raise_if_closed()
             zygote = self._zygote
             if zygote is not None and zygote.gone() and zygote.served:
                 _LOG.warning("the zygote ended (%s); starting a new one", zygote.death())
@@ -191,6 +189,20 @@ class Sandbox:
             if zygote is None:
                 zygote = self._zygote = Zygote(self._preload, self._warm_up)
             return zygote
+
+    def _serving(self) -> Zygote:
+        """The zygote, once it serves."""
+        zygote = self._zygote_for_use()
+        try:
+            zygote.ready()
+        except SandboxError:
+            self._raise_if_closed()
+            raise
+        return zygote
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise ClosedError("the sandbox is closed") from None
 
     # Workers
 
@@ -208,9 +220,7 @@ class Sandbox:
         for _ in range(2):
             worker: Worker | None = None
             try:
-                zygote = self._zygote_for_use()
-                zygote.ready()
-                worker = Worker(zygote, self._disabled)
+                worker = Worker(self._serving(), self._disabled)
                 with self._lock:
                     self._workers.add(worker)
                 worker.confined(deadline)
@@ -278,13 +288,16 @@ class Sandbox:
 
 
 _open: weakref.WeakSet[Sandbox] = weakref.WeakSet()
-_NOT_LINUX = Layer(
-    "process",
-    State.UNAVAILABLE,
-    "",
-    f"this is {sys.platform}: workers are confined by mechanisms of the Linux kernel",
-    "use Linux, in a virtual machine if need be (on Windows: WSL 2)",
-)
+
+
+def _not_linux() -> Layer:
+    return Layer(
+        "process",
+        State.UNAVAILABLE,
+        "",
+        f"this is {sys.platform}: workers are confined by mechanisms of the Linux kernel",
+        "use Linux, in a virtual machine if need be (on Windows: WSL 2)",
+    )
 
 
 def _work_off(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -95,6 +96,7 @@ class Worker:
     def __init__(self, zygote: Zygote, disabled: frozenset[str]) -> None:
         """Order one of the zygote; `confined` waits for it. ZygoteGone where there is nobody."""
         self._disabled = disabled
+        self._ending = threading.Lock()
         self._pid = 0
         self._pidfd = -1
         self._end: _End | None = None
@@ -202,10 +204,10 @@ class Worker:
 
     def kill(self) -> None:
         """SIGKILL to the worker and so to its pid namespace; its warden does the rest."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(OSError):
+        with self._ending, contextlib.suppress(OSError):
+            if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        with contextlib.suppress(OSError):
+        with self._ending, contextlib.suppress(OSError):
             self._lifeline.shutdown(socket.SHUT_WR)
 
     def bury(self, seconds: float = _BURY_SECONDS) -> None:
@@ -221,17 +223,19 @@ class Worker:
         self.abandon()
 
     def after_fork_in_child(self) -> None:
+        self._ending = threading.Lock()
         self.abandon()
 
     def abandon(self) -> None:
         """Close this process's descriptors, no more."""
-        self._sock.close()
-        self._lifeline.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-        if self._group is not None:
-            self._group.close()
+        with self._ending:  # `kill` must not meet a descriptor that is another's by now
+            self._sock.close()
+            self._lifeline.close()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
+            if self._group is not None:
+                self._group.close()
 
     def dead(self) -> bool:
         """Has this (idle) worker ended or said anything, or its warden?"""

@@ -24,9 +24,9 @@ from multiprocess.connection import Connection
 
 from sandbox import channel, imports, kernel, warden, worker
 from sandbox.layers import DEMOTED, NOBODY, ROOT, USER, Plan, filesystem, landlock, network
+from sandbox.layers.cgroup import CgroupUnavailable, cleanup_leaf
 
 ORDER_LIMIT = 1 << 20  # bytes of one order
-_MAX_ORDER_FDS = 64
 _LAST_WORDS = 4000  # characters of a failed start
 
 
@@ -47,6 +47,8 @@ def main(fd: int) -> NoReturn:
         while True:
             order = json.loads(control.recv_bytes(ORDER_LIMIT))
             _fork(order, channel.receive_fds(sock, order["fds"]), plan)
+    with contextlib.suppress(CgroupUnavailable, OSError, ValueError):
+        cleanup_leaf()  # of a parent that was killed; nothing where it lives
     os._exit(0)
 
 

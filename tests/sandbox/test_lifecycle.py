@@ -17,7 +17,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sandbox import ClosedError, LimitError, Limits, Sandbox, SandboxError, WorkerError
+from sandbox import (
+    ClosedError,
+    IsolationError,
+    LimitError,
+    Limits,
+    Sandbox,
+    SandboxError,
+    WorkerError,
+)
 from tests.sandbox.conftest import ENTRIES, Run, Traces
 
 pytestmark = pytest.mark.isolation
@@ -265,8 +273,6 @@ def test_a_preload_beside_a_script_is_found(
     isolated: Sandbox, script: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     (tmp_path / "beside.py").write_text("def entry(request, fds): return request, []")
-    (tmp_path / "secret.txt").write_text("not for workers")
-    (tmp_path / "other.py").write_text("")
     (tmp_path / "main.py").write_text(
         "from sandbox import Sandbox\nbox = Sandbox(preload=['beside'])\n"
         "print(box.run('beside:entry', b'hello').data)\n"
@@ -364,3 +370,43 @@ def test_start_does_not_wait(isolated: Sandbox) -> None:
         start = time.monotonic()
         box.start()
         assert time.monotonic() - start < 0.5
+
+
+def test_another_system_than_linux_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with Sandbox() as box, pytest.raises(IsolationError, match="darwin"):
+        box.run(ECHO, b"")
+
+
+def test_close_ends_a_start_that_is_under_way() -> None:
+    box = Sandbox(preload=["tests.sandbox.slow"])
+    threading.Timer(0.5, box.close).start()
+    start = time.monotonic()
+    with pytest.raises(ClosedError):
+        box.run(ECHO, b"")
+    assert time.monotonic() - start < 2.5
+    box.close()
+
+
+def test_only_what_is_preloaded_of_a_callers_folder_is_seen_inside(
+    isolated: Sandbox, script: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "later.py").write_text("")
+    (package / "entry.py").write_text(
+        "import os, mine.later\ndef entry(request, fds):\n"
+        "    above = os.path.dirname(os.path.dirname(__file__))\n"
+        "    import importlib; importlib.reload(mine.later)\n"
+        "    names = ['mine', 'secret.txt', 'other.py', '.git']\n"
+        "    return repr([n for n in names if os.path.exists(f'{above}/{n}')]).encode(), []\n"
+    )
+    (tmp_path / "secret.txt").write_text("not for workers")
+    (tmp_path / "other.py").write_text("")
+    (tmp_path / "main.py").write_text(
+        "from sandbox import Sandbox\nbox = Sandbox(preload=['mine.entry'])\n"
+        "print(box.run('mine.entry:entry', b'').data)\n"
+    )
+    out = script("", str(tmp_path / "main.py")).communicate(timeout=30)[0]
+    assert out == """b"['mine']"\n"""
