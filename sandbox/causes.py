@@ -14,6 +14,7 @@ from sandbox import causes_cgroup, causes_namespaces
 from sandbox.causes_namespaces import (
     Explanation,
     Rule,
+    closed_folder,
     container_seccomp,
     errno_name,
     exhausted,
@@ -63,6 +64,8 @@ def _observed(step: str, host: Host) -> Explanation:
     if step.startswith("Landlock ABI"):
         running = ".".join(str(part) for part in host.kernel)
         return f"the kernel is old ({running}): {step}", "run Linux 6.12 or newer"
+    if step.startswith("uid is"):
+        return f"the worker could not become nobody: its {step}", "mend the layer user first"
     return step, ""
 
 
@@ -110,7 +113,7 @@ def _privileges(step: str, number: int, host: Host) -> Explanation | None:
 _RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(("user", "network", "process", "filesystem"), causes_namespaces.RULES),
     **dict.fromkeys(("cgroup", "memory"), causes_cgroup.RULES),
-    "landlock": (_landlock,),
+    "landlock": (closed_folder, _landlock),
     "privileges": (_privileges, container_seccomp, unit, foreign_seccomp, old_kernel),
     "rlimits": (exhausted, foreign_seccomp),
     "descriptors": (exhausted, foreign_seccomp),

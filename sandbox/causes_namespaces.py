@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
+from pathlib import Path
 
 from sandbox.host import Host
 
@@ -75,8 +77,13 @@ def container_seccomp(step: str, number: int, host: Host) -> Explanation | None:
         return (
             f"the pod's seccomp profile (RuntimeDefault) refuses {step}",
             "in the container's securityContext set seccompProfile: {type: Unconfined} and, where "
-            "nodes have AppArmor, appArmorProfile: {type: Unconfined}; with hostUsers: false in "
-            "the pod this stays inside the pod's own user namespace",
+            "nodes have AppArmor, appArmorProfile: {type: Unconfined}"
+            + (
+                ""
+                if host.own_user_namespace
+                else "; with hostUsers: false in the pod's spec, its "
+                "root is then nobody on the node"
+            ),
         )
     if host.container == "lxc":
         return (
@@ -151,6 +158,26 @@ def _apparmor(step: str, number: int, host: Host) -> Explanation | None:
         )
         return cause, f"{tool} run --security-opt apparmor=unconfined ...{also}"
     return cause, f"allow userns, mount and pivot_root in the profile {host.apparmor}"
+
+
+def closed_folder(step: str, number: int, host: Host) -> Explanation | None:
+    """A root caller without CAP_SYS_ADMIN becomes nobody first, and then needs others' rights."""
+    call, _, path = step.removesuffix(")").partition("(")
+    opened = call in ("open", "open_tree", "landlock_add_rule") and os.path.isabs(path)
+    if number != errno.EACCES or host.privileged or not opened:
+        return None
+    for folder in (*reversed(Path(path).parents), Path(path)):
+        try:
+            closed = not folder.stat().st_mode & stat.S_IXOTH
+        except OSError:
+            closed = True
+        if closed:
+            return (
+                f"the worker's user may not enter {folder}, and needs {path}",
+                f"install Python and its packages where every user may read them, or chmod o+x "
+                f"{folder}; root with CAP_SYS_ADMIN needs neither",
+            )
+    return None
 
 
 def _selinux(step: str, number: int, host: Host) -> Explanation | None:
@@ -256,6 +283,7 @@ RULES: tuple[Rule, ...] = (
     _userns_clone,
     _proc_sys,
     _masked_proc,
+    closed_folder,
     _ubuntu,
     container_seccomp,
     unit,

@@ -304,6 +304,21 @@ def test_the_initramfs_as_root(host):
     assert "initramfs" in cause
 
 
+def test_a_python_that_nobody_may_read(host, tmp_path):
+    (tmp_path / "closed" / "python").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o700)
+    closed = next(
+        folder
+        for folder in (*reversed((tmp_path / "closed").parents), tmp_path / "closed")
+        if not folder.stat().st_mode & 0o001
+    )
+    step = f"open_tree({tmp_path}/closed/python)"
+    for layer in ("filesystem", "landlock"):
+        cause, remedy = explain(layer, step, errno.EACCES, host(CONTAINER))
+        assert cause.startswith(f"the worker's user may not enter {closed},")
+        assert f"chmod o+x {closed}" in remedy
+
+
 def test_a_read_only_proc_sys(host):
     step = "write(/proc/sys/user/max_user_namespaces)"
     cause, remedy = explain("user", step, errno.EROFS, host(DOCKER))
