@@ -35,22 +35,28 @@ class Storages:
         self._segments = segments
         self._entries = graph.storages
         arrays = {node.storage for node in graph.nodes if type(node) is m.NdArray}
-        self.placed: list[Any] = [
-            None if index in arrays else self._place(entry, placement)
-            for index, entry in enumerate(graph.storages)
-        ]
+        with torch._C.DisableTorchFunction():
+            parts = [self._part(entry) for entry in graph.storages]
+        self.placed: list[Any] = []
+        for index, (part, entry) in enumerate(zip(parts, graph.storages, strict=True)):
+            if index in arrays:
+                self.placed.append(None)
+            elif entry.segment == m.ABSENT:
+                self.placed.append(part)
+            else:
+                # With the caller's own modes: `device` may be a callable of the caller's.
+                self.placed.append(placement.storage(part, entry.location))
 
-    def _place(self, entry: m.Storage, placement: Placement) -> Any:
+    def _part(self, entry: m.Storage) -> Any:
+        """A storage as it is in its segment."""
         if entry.segment == m.ABSENT:
             if entry.location != "meta":
                 raise ManifestError("a storage whose bytes did not come")
             return _torch.UntypedStorage(entry.nbytes, device="meta")
-        if entry.nbytes:
-            whole = self._segments.whole(entry.segment)
-            part = whole[entry.offset : entry.offset + entry.nbytes]
-        else:
-            part = _torch.UntypedStorage(0, device="cpu")
-        return placement.storage(part, entry.location)
+        if not entry.nbytes:
+            return _torch.UntypedStorage(0, device="cpu")
+        whole = self._segments.whole(entry.segment)
+        return whole[entry.offset : entry.offset + entry.nbytes]
 
     def bytes(self, index: int) -> memoryview:
         """The storage's memory as it is in its segment, writable."""

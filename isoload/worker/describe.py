@@ -174,9 +174,7 @@ class _Walk:
 
     def reserve(self, value: Any) -> int:
         """The index of an object that can refer to itself: known before its children are."""
-        index = len(self.nodes)
-        self.nodes.append(None)
-        self.memo[id(value)] = index
+        index = self.memo[id(value)] = self.add(None)
         return index
 
     def fill(self, value: Any, children: Iterable[Any], make: Callable[[list[int]], Any]) -> _Frame:
@@ -199,9 +197,8 @@ class _Walk:
             found = self.memo.get(id(value))
             if found is not None:  # reached again through one of its children
                 return found
-            self.nodes.append(make(done))
-            self.memo[id(value)] = len(self.nodes) - 1
-            return len(self.nodes) - 1
+            index = self.memo[id(value)] = self.add(make(done))
+            return index
 
         return _Frame(children, finish)
 
@@ -231,8 +228,11 @@ class _Walk:
         return self.open_instance(value, kind)
 
     def add(self, node: Any) -> int:
+        index = len(self.nodes)
+        if index > self.max_nodes:
+            raise self.too_many()
         self.nodes.append(node)
-        return len(self.nodes) - 1
+        return index
 
     def open_list(self, value: list[Any]) -> _Frame:
         self.count(len(value))
