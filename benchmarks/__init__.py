@@ -1,0 +1,2 @@
+"""isoload against what a user would use instead, side by side in one run: `python -m
+benchmarks`."""
