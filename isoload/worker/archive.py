@@ -9,15 +9,17 @@ into memory of its own.
 # mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
+import contextlib
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from .directory import DATA_DESCRIPTOR, ENCRYPTED, STORED, Entry, read_directory, read_local
-from .reading import Damaged, Reading, TooMuch
+from .reading import Damaged, Reading, TooMuch, is_out_of_memory
 from .source import WorkerSource
 
 CRC_LIMIT = 32 << 20
@@ -51,10 +53,9 @@ class ZipArchive:
     def __init__(self, source: WorkerSource, reading: Reading) -> None:
         self._source = source
         self._reading = reading
-        try:
+        with _torch_reads("the zip archive"):
             self._reader: Any = torch._C.PyTorchFileReader(source.file())
-        except RuntimeError as error:
-            raise Damaged(f"the zip archive cannot be read: {first_line(error)}") from None
+            self._names: list[str] = self._reader.get_all_records()
         self._entries: dict[int, Entry | None] = {}
         entries = read_directory(source.view)
         for entry in entries:
@@ -62,31 +63,38 @@ class ZipArchive:
             self._entries[entry.header] = entry if known == entry else None
         self._checks_crc = sum(entry.size for entry in entries) <= CRC_LIMIT
         self._told_packed = False
-        self._names: list[str] = self._reader.get_all_records()
         self._warn_of_duplicates(entries)
-        self.swapped = self.has_record("byteorder") and (
-            self.get_record("byteorder") != sys.byteorder.encode()
-        )
+        self.swapped = self._byte_order() != sys.byteorder
 
     def get_all_records(self) -> list[str]:
         return self._names
 
     def has_record(self, name: str) -> bool:
-        return bool(self._reader.has_record(name))
+        with _torch_reads(name):
+            return bool(self._reader.has_record(name))
+
+    def _byte_order(self) -> str:
+        order = self.get_record("byteorder") if self.has_record("byteorder") else b"little"
+        if order not in (b"little", b"big"):
+            raise Damaged(f"the archive's byte order is {order[:20]!r}")
+        return order.decode()
 
     def serialization_id(self) -> str:
         return str(self._reader.serialization_id())
 
     def get_record_size(self, name: str) -> int:
-        return int(self._reader.get_record_size(name))
+        with _torch_reads(name):
+            return int(self._reader.get_record_size(name))
 
     def get_record_offset(self, name: str) -> int:
-        return int(self._reader.get_record_offset(name))
+        with _torch_reads(name):
+            return int(self._reader.get_record_offset(name))
 
     def get_record(self, name: str) -> bytes:
         """One record's bytes, unpacked."""
         entry = self._checked(name)
-        data = bytes(self._reader.get_record(name))
+        with _torch_reads(name):
+            data = bytes(self._reader.get_record(name))
         if entry is not None and self._checks_crc and zlib.crc32(data) != entry.crc:
             self._warn_of_crc(name)
         return data
@@ -118,16 +126,15 @@ class ZipArchive:
         return storage
 
     def _unpacked(self, name: str, nbytes: int) -> torch.UntypedStorage:
-        tensor = self._reader.get_storage_from_record(name, nbytes, torch.UntypedStorage)
+        with _torch_reads(name):
+            tensor = self._reader.get_storage_from_record(name, nbytes, torch.UntypedStorage)
         storage: torch.UntypedStorage = tensor._typed_storage()._untyped_storage
         return storage
 
     def _checked(self, name: str) -> Entry | None:
         """The directory's entry for the record that torch means; None where that is uncertain."""
-        try:
+        with _torch_reads(name):
             header = int(self._reader.get_record_header_offset(name))
-        except RuntimeError as error:
-            raise Damaged(f"the archive has no record {name!r}: {first_line(error)}") from None
         entry = self._entries.get(header)
         if entry is None:
             self._reading.warn(
@@ -177,6 +184,17 @@ class ZipArchive:
                 self._reading.warn(
                     f"the archive has {count} records named {shown!r}: torch's choice was read"
                 )
+
+
+@contextlib.contextmanager
+def _torch_reads(what: str) -> Iterator[None]:
+    """What torch's reader raises means that the archive is damaged, unless memory ran out."""
+    try:
+        yield
+    except (RuntimeError, UnicodeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise Damaged(f"{what} cannot be read: {first_line(error)}") from None
 
 
 def first_line(error: BaseException) -> str:
