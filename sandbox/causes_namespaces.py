@@ -190,7 +190,7 @@ def _selinux(step: str, number: int, host: Host) -> Explanation | None:
 
 
 def _chroot(step: str, number: int, host: Host) -> Explanation | None:
-    if number == errno.EPERM and not host.root_mounted and host.version:
+    if number == errno.EPERM and host.chrooted:
         return (
             "this program runs in a chroot, where the kernel gives no user namespace",
             "use a container with its own mount namespace (pivot_root) instead of chroot, or "

@@ -37,7 +37,7 @@ class Host:
     selinux_enforcing: bool
     lsm: tuple[str, ...] | None  # /sys/kernel/security/lsm; None where securityfs is not mounted
     uid_map: tuple[tuple[int, int, int], ...]
-    root_mounted: bool  # mountinfo has a mount at /: not so in a chroot into a plain folder
+    chrooted: bool  # chroot(2) without a mount namespace; False also where nothing tells
     root_type: str  # file system of /
     cgroup_mounts: tuple[tuple[str, bool], ...]  # (mount point, read-only)
     masked_proc: tuple[str, ...]  # mounts over something below /proc
@@ -80,7 +80,7 @@ class Host:
             selinux_enforcing=files.number("sys/fs/selinux/enforce") == 1,
             lsm=tuple(lsm.strip().split(",")) if lsm else None,
             uid_map=_uid_map(files.text("proc/self/uid_map")),
-            root_mounted=bool(root_types),
+            chrooted=bool(mounts) and (not root_types or files.other_root_than_init()),
             root_type=root_types[-1] if root_types else "",
             cgroup_mounts=tuple(
                 (point, "ro" in options) for point, kind, options in mounts if "cgroup" in kind
@@ -128,6 +128,15 @@ class _Files:
     def number(self, name: str) -> int | None:
         text = self.text(name).strip()
         return int(text) if text.isdigit() else None
+
+    def other_root_than_init(self) -> bool:
+        """In init's mount namespace, but not under its root: only root may see that."""
+        init, own = self._root / "proc/1", self._root / "proc/self"
+        try:
+            same_mounts = os.readlink(init / "ns/mnt") == os.readlink(own / "ns/mnt")
+            return same_mounts and not os.path.samefile(init / "root", own / "root")
+        except OSError:
+            return False
 
     def has(self, name: str) -> bool:
         return (self._root / name).exists()
