@@ -59,6 +59,10 @@ def detect(source: WorkerSource) -> str:
     for magic, what in _OTHERS:
         if head.startswith(magic):
             raise Unsupported(f"not a checkpoint: it looks like {what}")
+    if head[4:8] == b"PTMF":
+        raise Unsupported(
+            "a TorchScript file for mobile devices (flatbuffer), which is not read here"
+        )
     if head[_TAR_MAGIC] == b"ustar" or _is_old_tar(head):
         return TAR
     if _is_safetensors(head):

@@ -33,6 +33,11 @@ def hashable(key: Any) -> Any:
     raise Decline
 
 
+def _is_short(number: int) -> bool:
+    """Whether arithmetic on it is quick: what a Fraction or a Decimal does is quadratic."""
+    return number.bit_length() <= 4 * _MAX_DIGITS
+
+
 def _items(value: Any) -> list[Any]:
     want(type(value) in (list, tuple, set, frozenset, collections.deque, range))
     want(type(value) is not range or len(value) <= 1_000_000)
@@ -214,7 +219,7 @@ def _timezone(owner: Owner, args: Args) -> object:
 @STANDARD("decimal.Decimal")
 def _decimal(owner: Owner, args: Args) -> object:
     unpack(args, (str, int))
-    want(type(args[0]) is int or len(args[0]) <= _MAX_DIGITS)
+    want(_is_short(args[0]) if type(args[0]) is int else len(args[0]) <= _MAX_DIGITS)
     try:
         return decimal.Decimal(args[0])
     except decimal.DecimalException:
@@ -227,7 +232,7 @@ def _fraction(owner: Owner, args: Args) -> object:
         numerator, _, denominator = args[0].partition("/")
         args = (int(numerator), int(denominator or "1"))
     unpack(args, int, int)
-    want(args[1] != 0)
+    want(args[1] != 0 and all(_is_short(number) for number in args))
     return fractions.Fraction(*args)
 
 

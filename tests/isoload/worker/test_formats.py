@@ -284,6 +284,7 @@ def test_gzip_cut_short_is_damaged() -> None:
         (b"7z\xbc\xaf\x27\x1c" + bytes(50), "7z"),
         (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
         (b"GGUF" + bytes(50), "GGUF"),
+        (bytes(4) + b"PTMF" + bytes(50), "mobile"),
         (b"just some text\n" * 20, "not a checkpoint"),
         (bytes(1000), "not a checkpoint"),
     ],

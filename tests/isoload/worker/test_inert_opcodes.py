@@ -85,6 +85,12 @@ def test_a_key_nested_too_deep_to_hash_is_refused() -> None:
         unpickle(b"\x80\x04})" + b"\x85" * 100_000 + b"K\x01s.")
 
 
+def test_arithmetic_on_huge_numbers_is_left_alone() -> None:
+    number = b"\x8b" + struct.pack("<i", 1 << 20) + b"\x55" * (1 << 20)
+    made, _ = unpickle(b"\x80\x02cfractions\nFraction\n" + number + number + b"\x86R.")
+    assert made.name == "fractions.Fraction"
+
+
 def test_a_graph_that_explodes_as_a_tree_stays_small() -> None:
     doubling = b"".join(b"\x80\x02]" if i == 0 else b"2\x86" for i in range(200))
     made, _ = unpickle(doubling + b".")
