@@ -5,6 +5,7 @@ Numbers only: each layer that enforces one of them lives in `layers/`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 
 import psutil
@@ -47,7 +48,7 @@ class Limits:
 
     def resolved(self, input_bytes: int = 0) -> ResolvedLimits:
         """These limits with every field filled, for an input of `input_bytes`."""
-        host = int(psutil.virtual_memory().total * _HOST_SHARE)
+        host = int(_host_memory() * _HOST_SHARE)
         wall = 30.0 + input_bytes / _SLOWEST_INPUT if self.wall is None else float(self.wall)
         return ResolvedLimits(
             memory=min(GIB + 3 * input_bytes, host) if self.memory is None else int(self.memory),
@@ -57,6 +58,11 @@ class Limits:
             open_files=64 if self.open_files is None else int(self.open_files),
             output=256 * MIB + 2 * input_bytes if self.output is None else int(self.output),
         )
+
+
+@functools.cache
+def _host_memory() -> int:
+    return int(psutil.virtual_memory().total)
 
 
 @dataclass(frozen=True)

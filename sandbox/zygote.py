@@ -87,7 +87,7 @@ def _prepare(order: dict[str, Any]) -> Plan:
 def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> None:
     joins, groups = order["joins"], order["groups"]
     _check_single_threaded()
-    if os.fork() == 0:
+    if kernel.plain_fork() == 0:
         warden.main(
             warden.Order(
                 channel=fds[0],

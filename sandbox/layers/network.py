@@ -7,11 +7,8 @@ would start an event loop for the same three questions. Policy rules are never e
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE
@@ -33,10 +30,7 @@ _VSOCK_CAVEAT = (
 
 def prove_there_is_none(place: Place) -> str:
     """Raises OSError unless the only link is `lo`, down, with no address and no route."""
-    with _netlink() as netlink:
-        links = _dump(netlink, ifinfmsg(), RTM_GETLINK)
-        addresses = _dump(netlink, ifaddrmsg(), RTM_GETADDR)
-        routes = _dump(netlink, rtmsg(), RTM_GETROUTE)
+    links, addresses, routes = _answers()
     names = [link.get_attr("IFLA_IFNAME") for link in links]
     if names != ["lo"] or socket.if_nameindex() != [(links[0]["index"], "lo")]:
         raise kernel.refused(f"links other than lo: {names}", errno.ENOTUNIQ)
@@ -47,14 +41,6 @@ def prove_there_is_none(place: Place) -> str:
     if place.plan.vsock:
         place.record["network"].caveats.append(_VSOCK_CAVEAT)
     return "only lo, down, without address or route (proved by pyroute2)"
-
-
-def warm_up() -> None:
-    """In the zygote: pyroute2 prepares its message classes at their first use."""
-    with _netlink() as netlink:
-        for request, kind in ((ifinfmsg(), RTM_GETLINK), (ifaddrmsg(), RTM_GETADDR)):
-            _dump(netlink, request, kind)
-        rtmsg().encode()
 
 
 def vsock_transport() -> bool:
@@ -70,25 +56,43 @@ def vsock_transport() -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _netlink() -> Iterator[socket.socket]:
+def _request(message: Any, kind: int) -> bytes:
+    message["header"]["type"] = kind
+    message["header"]["flags"] = NLM_F_REQUEST | NLM_F_DUMP
+    message.encode()
+    return bytes(message.data)
+
+
+_REQUESTS = (
+    _request(ifinfmsg(), RTM_GETLINK),
+    _request(ifaddrmsg(), RTM_GETADDR),
+    _request(rtmsg(), RTM_GETROUTE),
+)
+_MARSHAL = MarshalRtnl()
+
+
+def _answers() -> list[list[Any]]:
+    """The kernel's answers to each of the requests."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
         netlink.settimeout(_ANSWER_SECONDS)
         netlink.bind((0, 0))
-        yield netlink
+        return [_ask(netlink, request) for request in _REQUESTS]
 
 
-def _dump(netlink: socket.socket, request: Any, kind: int) -> list[Any]:
-    request["header"]["type"] = kind
-    request["header"]["flags"] = NLM_F_REQUEST | NLM_F_DUMP
-    request["header"]["pid"] = os.getpid()
-    request.encode()
-    netlink.send(request.data)
+def _ask(netlink: socket.socket, request: bytes) -> list[Any]:
+    netlink.send(request)
     answers: list[Any] = []
     while True:
-        for answer in MarshalRtnl().parse(netlink.recv(1 << 16)):
+        for answer in _MARSHAL.parse(netlink.recv(1 << 16)):
             if answer["header"]["type"] == NLMSG_DONE:
                 return answers
             if answer["header"]["error"] is not None:
                 raise answer["header"]["error"]
             answers.append(answer)
+
+
+def warm_up() -> None:
+    """In the zygote: pyroute2 prepares its message classes at their first use."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(_ANSWER_SECONDS)
+        _ask(netlink, _REQUESTS[0])
