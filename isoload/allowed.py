@@ -5,6 +5,7 @@ imported. None of `__new__`, `__init__`, `__setstate__`, `__reduce__`, `__setatt
 `__setitem__` that the class defines is called: the file chose their arguments. Instead
 
 - an Enum's member is looked up by the value that it was saved with;
+- a subclass of torch.Tensor is made over the plain tensor that it is, by `Tensor._make_subclass`;
 - a namedtuple, or another subclass of tuple, str, int, float or bytes, is made by that builtin's
   `__new__`;
 - a subclass of list, dict, OrderedDict or set is made by that builtin's, and filled by its methods;
@@ -20,7 +21,7 @@ from __future__ import annotations
 import enum
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -49,10 +50,17 @@ def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def make(cls: type, args: Sequence[Any], kwargs: dict[str, Any], items: Sequence[Any]) -> Any:
+def make(
+    cls: type,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] = types.MappingProxyType({}),
+    items: Sequence[Any] = (),
+) -> Any:
     """The object without its state; `fill` completes it. `items` are those of a fixed builtin."""
     if issubclass(cls, enum.Enum):
         return _member(cls, args)
+    if issubclass(cls, torch.Tensor):
+        return _tensor(cls, args)
     base = next((b for b in (*_FIXED, *_FILLED) if issubclass(cls, b)), None)
     if base in _FIXED and base is not None:
         return _fixed(cls, base, args, kwargs, items)
@@ -93,8 +101,14 @@ def _member(cls: type[enum.Enum], args: Sequence[Any]) -> enum.Enum:
     _refuse(cls, "it has no member of the saved value")
 
 
+def _tensor(cls: type, args: Sequence[Any]) -> Any:
+    if len(args) != 1 or type(args[0]) not in (torch.Tensor, torch.nn.Parameter):
+        _refuse(cls, "the tensor that it is underneath is not there")
+    return torch.Tensor._make_subclass(cls, args[0], args[0].requires_grad)
+
+
 def _fixed(
-    cls: type, base: Any, args: Sequence[Any], kwargs: dict[str, Any], items: Sequence[Any]
+    cls: type, base: Any, args: Sequence[Any], kwargs: Mapping[str, Any], items: Sequence[Any]
 ) -> Any:
     content: Any = list(items) or list(args)
     if kwargs:

@@ -15,6 +15,8 @@ from sandbox import printable
 from .errors import CheckpointError
 
 _SHOWN = 80
+_SCRIPT = "__torch__."
+"""How TorchScript names its classes."""
 
 
 class Opaque:
@@ -56,7 +58,8 @@ class Opaque:
         names.
 
         What torch's own `state_dict` makes of the module, but for overridden `state_dict` methods,
-        hooks and `_metadata`. Raises ValueError if this is no module.
+        hooks and `_metadata`; of a TorchScript module, whose file does not tell them apart, with
+        its other tensors. Raises ValueError if this is no module.
         """
         if not is_module(self):
             raise ValueError(f"{self!r} is no pickled nn.Module: it has no _parameters")
@@ -64,14 +67,12 @@ class Opaque:
 
 
 def is_module(value: Any) -> bool:
-    """Whether this is a pickled nn.Module."""
-    return (
-        isinstance(value, Opaque)
-        and not value.reference
-        and isinstance(value.state, dict)
-        and isinstance(value.state.get("_parameters"), dict)
-        and isinstance(value.state.get("_modules"), dict)
-    )
+    """Whether this is a pickled nn.Module, or a module of a TorchScript archive."""
+    if not isinstance(value, Opaque) or value.reference or not isinstance(value.state, dict):
+        return False
+    if value.name.startswith(_SCRIPT):
+        return "training" in value.state
+    return all(isinstance(value.state.get(part), dict) for part in ("_parameters", "_modules"))
 
 
 def _module_weights(root: Opaque) -> dict[str, torch.Tensor]:
@@ -83,27 +84,45 @@ def _module_weights(root: Opaque) -> dict[str, torch.Tensor]:
         module, prefix, above = stack.pop()
         visits += 1
         if visits > MAX_MODULES or len(above) > MAX_DEPTH:
-            raise ValueError(f"{root!r} nests or shares its modules without end")
-        state = module.state
-        transient = state.get("_non_persistent_buffers_set")
-        transient = transient if isinstance(transient, set | frozenset | list) else ()
-        own = {**state["_parameters"], **_persistent(state.get("_buffers"), transient)}
+            raise CheckpointError(f"{root!r} nests or shares its modules without end")
+        own, modules = _script_parts(module) if _is_script(module) else _module_parts(module)
         for name, value in own.items():
-            if isinstance(value, torch.Tensor):
-                found[f"{prefix}{name}"] = value
+            tensor = _tensor(value)
+            if tensor is not None:
+                found[f"{prefix}{name}"] = tensor
         inside = above | {id(module)}
         stack += [
             (child, f"{prefix}{name}.", inside)
-            for name, child in reversed(state["_modules"].items())
+            for name, child in reversed(modules.items())
             if is_module(child) and id(child) not in inside
         ]
     return found
 
 
-def _persistent(buffers: Any, transient: Any) -> dict[Any, Any]:
-    if not isinstance(buffers, dict):
-        return {}
-    return {name: value for name, value in buffers.items() if name not in transient}
+def _tensor(value: Any) -> torch.Tensor | None:
+    """A tensor, or the plain one underneath an instance of a subclass that the file named."""
+    if isinstance(value, Opaque) and len(value.args) == 1 and not value.kwargs:
+        value = value.args[0]
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _is_script(module: Opaque) -> bool:
+    return module.name.startswith(_SCRIPT)
+
+
+def _script_parts(module: Opaque) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """TorchScript keeps parameters, buffers, attributes and modules in one mapping."""
+    return module.state, module.state
+
+
+def _module_parts(module: Opaque) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    state = module.state
+    transient = state.get("_non_persistent_buffers_set")
+    transient = transient if isinstance(transient, set | frozenset | list) else ()
+    buffers = state.get("_buffers")
+    buffers = buffers if isinstance(buffers, dict) else {}
+    kept = {name: value for name, value in buffers.items() if name not in transient}
+    return {**state["_parameters"], **kept}, state["_modules"]
 
 
 def find_state_dict(obj: Any, key: str | None = None) -> dict[str, torch.Tensor]:
@@ -166,8 +185,9 @@ def _search(value: Any, place: str, depth: int) -> list[tuple[str, dict[str, tor
     entries = _entries(value)
     if not entries or depth == 0:
         return []
-    tensors = {name: item for name, item in entries.items() if isinstance(item, torch.Tensor)}
-    others = {name: item for name, item in entries.items() if _entries(item)}
+    known = {name: _tensor(item) for name, item in entries.items()}
+    tensors = {name: tensor for name, tensor in known.items() if tensor is not None}
+    others = {n: item for n, item in entries.items() if n not in tensors and _entries(item)}
     if tensors and not others:
         return [(place, tensors)]
     for name in USUAL_KEYS:

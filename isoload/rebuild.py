@@ -240,9 +240,7 @@ class _Builder:
     def subclass(self, node: m.Subclass) -> Any:
         tensor = self.objects[node.tensor]
         cls = self.allow.get(node.name)
-        if cls is None or not issubclass(cls, torch.Tensor):
-            return tensor
-        return torch.Tensor._make_subclass(cls, tensor, tensor.requires_grad)
+        return Opaque(node.name, (tensor,)) if cls is None else allowed.make(cls, (tensor,))
 
     def composite(self, node: Any) -> Any:
         return _COMPOSITES[type(node)](node, self.objects)
@@ -254,8 +252,11 @@ class _Builder:
         for obj, attrs in self.attributed:
             node: Any = self.graph.nodes[attrs]
             names: list[Any] = self.pick(node.keys)
-            # Never setattr: it would reach what the class defines.
-            obj.__dict__.update(zip(names, self.pick(node.values), strict=True))
+            pairs = zip(names, self.pick(node.values), strict=True)
+            if type(obj) is Opaque:
+                obj.state = dict(pairs)
+            else:
+                obj.__dict__.update(pairs)  # never setattr: it would reach what the class defines
         if self.allow:
             self.unfilled.sort(key=lambda pair: type(pair[1]) is not m.Opaque)
         for obj, node in self.unfilled:
