@@ -35,14 +35,14 @@ class Unusual(Exception):
     """Not what an ordinary checkpoint holds: for torch to decide."""
 
 
-class Kind(msgspec.Struct, eq=False):
+class Kind(msgspec.Struct, eq=False, gc=False):
     """What stands for a storage class: the dtype that its name says."""
 
     dtype: int
     itemsize: int
 
 
-class Bytes(msgspec.Struct, eq=False):
+class Bytes(msgspec.Struct, eq=False, gc=False):
     """A storage: its place in the manifest, and the dtype under which the file first named it."""
 
     index: int
@@ -51,7 +51,7 @@ class Bytes(msgspec.Struct, eq=False):
     nbytes: int
 
 
-class View(msgspec.Struct, eq=False):
+class View(msgspec.Struct, eq=False, gc=False):
     """A tensor, as the file asked for it.
 
     `args`: (storage, offset, size, stride, requires_grad, hooks, dtype)."""
@@ -62,7 +62,7 @@ class View(msgspec.Struct, eq=False):
     index: int = manifest.NONE
 
 
-class Plain(msgspec.Struct, eq=False):
+class Plain(msgspec.Struct, eq=False, gc=False):
     """A value whose node is known at once, and that cannot be called: torch.Size, torch.device."""
 
     node: Node
@@ -194,25 +194,24 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
     sixth item says that it is a view of another, which is not handled here, and a class without a
     dtype is refused, as by torch."""
     views: list[View] = []
+    append = views.append
     no_hooks: OrderedDict[Any, Any] = OrderedDict()
 
-    def tensor(*args: Any) -> View:
-        storage, offset, size, stride = args
-        view = View((storage, offset, size, stride, False, no_hooks, None))
-        views.append(view)
-        return view
+    def tensor(storage: Any, offset: Any, size: Any, stride: Any) -> View:
+        return tensor_v2(storage, offset, size, stride, False, no_hooks)
 
-    def tensor_v2(*args: Any) -> View:
-        storage, offset, size, stride, requires_grad, hooks = args
+    def tensor_v2(
+        storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any
+    ) -> View:
         view = View((storage, offset, size, stride, requires_grad, hooks, None))
-        views.append(view)
+        append(view)
         return view
 
     def tensor_v3(*args: Any) -> View:
         if type(args[6]) is not torch.dtype or len(args) != 7:
             raise Unusual
         view = View(args)
-        views.append(view)
+        append(view)
         return view
 
     def parameter(*args: Any) -> View:
@@ -220,7 +219,7 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
         if type(data) is not View or data.parameter:
             raise Unusual
         view = View((*data.args[:4], requires_grad, hooks, data.args[6]), parameter=True)
-        views.append(view)
+        append(view)
         return view
 
     def build(*args: Any) -> Any:
@@ -230,7 +229,6 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
         made.__dict__.update(state)
         return made
 
-    length = 6 if legacy else 5
     table = {name: _SHARED[name] for name in ALLOWED if name in _SHARED}
     table |= dict(zip(_REBUILD, (tensor, tensor_v2, tensor_v3, parameter), strict=True))
 
@@ -241,14 +239,17 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
             return table[full_name(module, name)]
 
         def persistent_load(self, pid: Any) -> Any:
-            if type(pid) is tuple and len(pid) == length:
-                word, kind, key, location, count = pid[:5]
-                if legacy and (pid[5] is not None or kind is _UNTYPED):
+            if type(pid) is not tuple or len(pid) == 2:
+                return build(*pid)
+            if legacy:
+                word, kind, key, location, count, view = pid
+                if view is not None or kind is _UNTYPED:
                     raise Unusual
-                if word == "storage" and type(kind) is Kind and type(key) is type(location) is str:
-                    return storages(kind, key, location, count)
-                raise Unusual
-            return build(*pid)
+            else:
+                word, kind, key, location, count = pid
+            if word == "storage" and type(kind) is Kind and type(key) is type(location) is str:
+                return storages(kind, key, location, count)
+            raise Unusual
 
     root = Unpickler(io.BytesIO(code), encoding="utf-8").load()
     return Made(root, views)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,37 +53,35 @@ def _check_views(views: list[View]) -> None:
         raise Unusual
     if set(map(type, hooks)) != {OrderedDict} or any(hooks):
         raise Unusual
-    shapes = dict.fromkeys(zip(sizes, strides, strict=True))
-    numbers: set[type] = set()
-    for column in (sizes, strides):
-        numbers.update(*[map(type, dims) for dims in column])
-    if not numbers <= {int}:
+    if not set(map(type, chain(chain.from_iterable(sizes), chain.from_iterable(strides)))) <= {int}:
         raise Unusual
-    extents = {shape: _extent(*shape) for shape in shapes}
-    for view in views:
-        storage, offset, size, stride, grad, _, dtype = view.args
+    shapes = list(zip(sizes, strides, strict=True))
+    extents = {(size, stride): _extent(size, stride) for size, stride in set(shapes)}
+    for view, (extent, size, stride) in zip(views, map(extents.__getitem__, shapes), strict=True):
+        storage, offset, _, _, grad, _, dtype = view.args
         kind = storage.kind
         if dtype is not None:
             kind = KINDS.get(dtype)
             if kind is None or storage.offset % kind.itemsize:
                 raise Unusual
-        if offset < 0 or (offset + extents[size, stride]) * kind.itemsize > storage.nbytes:
+        if offset < 0 or (offset + extent) * kind.itemsize > storage.nbytes:
             raise Unusual
         flags = PARAMETER if view.parameter else 0
         if grad:
             if kind.dtype not in MAY_TRAIN:
                 raise Unusual
             flags |= REQUIRES_GRAD
-        view.node = Tensor(storage.index, kind.dtype, offset, list(size), list(stride), flags)
+        view.node = Tensor(storage.index, kind.dtype, offset, size, stride, flags)
 
 
-def _extent(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """The elements from the first to the last of a view; 0 for an empty one."""
+def _extent(size: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, list[int], list[int]]:
+    """The elements from the first to the last of a view (0 for an empty one), and its shape."""
     if len(size) != len(stride) or len(size) > MAX_DIMS or min(size + stride, default=0) < 0:
         raise Unusual
+    shape = (list(size), list(stride))
     if 0 in size:
-        return 0
-    return 1 + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+        return (0, *shape)
+    return (1 + sum((count - 1) * step for count, step in zip(*shape, strict=True)), *shape)
 
 
 class _Describer:

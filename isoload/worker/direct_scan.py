@@ -27,8 +27,8 @@ from __future__ import annotations
 
 import mmap
 import re
+import sys
 from collections.abc import Container
-from functools import lru_cache
 from typing import NamedTuple
 
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
@@ -64,7 +64,6 @@ def _text(longest: int) -> str:
     return f"X(?:{lengths})"
 
 
-@lru_cache(maxsize=3)
 def _opcodes(high: str) -> re.Pattern[bytes]:
     """Runs of opcodes that are kept. `high`: the last two bytes of a LONG_BINPUT's index."""
     put = f"(?:r..{high}|q.)"
@@ -77,13 +76,12 @@ def _opcodes(high: str) -> re.Pattern[bytes]:
     return re.compile(f"(?:{rebuild_tensor}|{one}){{0,{_RUN}}}".encode("latin-1"), re.DOTALL)
 
 
-def _memo_bound(size: int) -> str:
-    """The memo indices that a program of so many bytes needs: the last two bytes of the index."""
-    if size < 1 << 16:
-        return r"\0\0"
-    if size < 1 << 20:
-        return r"[\0-\x0f]\0"
-    return r".\0"
+_RUNS = (
+    (1 << 16, _opcodes(r"\0\0")),
+    (1 << 20, _opcodes(r"[\0-\x0f]\0")),
+    (sys.maxsize, _opcodes(r".\0")),
+)
+"""By the bytes of a program, which bound the memo indices that it needs."""
 
 
 def full_name(module: str, name: str) -> str:
@@ -99,7 +97,7 @@ def scan(data: bytes | mmap.mmap, start: int, allowed: Container[str]) -> Progra
     """The program at `start`, or None where torch should have a look at it itself."""
     if data[start : start + 2] != _PROTOCOL:
         return None
-    run = _opcodes(_memo_bound(len(data))).match
+    run = next(opcodes.match for most, opcodes in _RUNS if len(data) < most)
     parts: list[bytes] = []
     names: dict[str, None] = {}
     copied = start
