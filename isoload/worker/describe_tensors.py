@@ -46,6 +46,8 @@ class TensorWriter:
         """The node of a plain tensor or Parameter, without its attributes."""
         if value._backward_hooks:
             self._reading.warn("the backward hooks of a tensor were dropped")
+        if value.grad is not None:
+            self._reading.warn("the gradient of a tensor was dropped: torch.save never writes one")
         if value.layout is not _strided or value.is_nested:
             return self._composite(value)
         if value.is_quantized:
