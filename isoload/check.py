@@ -358,7 +358,7 @@ class _Checker:
         needed = itemsize
         for dim in node.shape:
             needed *= dim
-        if needed > storage.nbytes or storage.segment == m.ABSENT:
+        if needed > storage.nbytes:
             raise ManifestError("an array that reaches beyond its storage")
 
     def object_array(self, node: m.ObjectArray, index: int) -> None:

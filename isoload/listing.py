@@ -37,20 +37,22 @@ class TensorInfo:
 
 
 def list_tensors(graph: m.Graph) -> Iterator[TensorInfo]:
-    """Each tensor once, under the first name by which it is met, a sparse or nested one as its parts.
+    """Every tensor under every name that a container gives it: tied weights under each of theirs.
 
-    The graph has been checked.
+    A container that is met again is not gone through again, so that a graph whose paths are without
+    number still makes a short table. A sparse or nested tensor is listed as its parts. The graph has
+    been checked.
     """
     seen = set()
     stack = [("", graph.root)]
     while stack:
         name, index = stack.pop()
-        if index in seen:
-            continue
-        seen.add(index)
         node = graph.nodes[index]
         if isinstance(node, (m.Tensor, m.Quantized)):
             yield _info(graph, name, node)
+        if index in seen:
+            continue
+        seen.add(index)
         stack += [
             (f"{name}.{label}" if name else label, child)
             for label, child in reversed([*_children(graph, node)])

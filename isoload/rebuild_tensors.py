@@ -61,6 +61,8 @@ class Storages:
     def bytes(self, index: int) -> memoryview:
         """The storage's memory as it is in its segment, writable."""
         entry = self._entries[index]
+        if entry.segment == m.ABSENT:
+            raise ManifestError("an array whose bytes did not come over")
         mapping = self._segments.mapping(entry.segment)
         if mapping is None or not entry.nbytes:
             return memoryview(bytearray())

@@ -32,6 +32,9 @@ class Rung(NamedTuple):
 
 def climb(reading: Reading, request: manifest.Request, *rungs: Rung) -> None:
     """Fill `reading` by the first reader that opens the file; raise a Failure where none may."""
+    if rungs[0].reader != WEIGHTS_ONLY:
+        refused = f"it opens no file of the kind {reading.container}"
+        reading.attempts.append(manifest.Attempt(WEIGHTS_ONLY, "Unsupported", refused))
     starved: BaseException | None = None
     for rung in rungs:
         if rung.reader == FULL and request.fallback != "full":
@@ -79,9 +82,5 @@ def _may_be_inert(reading: Reading, request: manifest.Request) -> bool:
 
 
 def _why_refused(reading: Reading) -> str:
-    if reading.attempts:
-        reason = reading.attempts[0].message
-        return f"the policy allows no reader after weights_only, which refused: {reason}"
-    return (
-        f"the policy allows weights_only alone, which opens no file of the kind {reading.container}"
-    )
+    reason = reading.attempts[0].message
+    return f"the policy allows no reader after weights_only, which refused: {reason}"
