@@ -90,4 +90,5 @@ def _children(graph: m.Graph, node: m.Node) -> Iterator[tuple[str, int]]:
 def _pairs(graph: m.Graph, keys: list[int], values: list[int]) -> Iterator[tuple[str, int]]:
     for key, value in zip(keys, values, strict=True):
         name = graph.nodes[key]
-        yield (printable(name, _MAX_NAME) if isinstance(name, str) else f"[{key}]"), value
+        plain = isinstance(name, (str, int, float))
+        yield (printable(str(name), _MAX_NAME) if plain else f"[{key}]"), value
