@@ -166,8 +166,9 @@ def _directory(view: memoryview) -> tuple[int, int, int]:
 def _structs(data: np.ndarray, at: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The structs that start at each of the offsets."""
     _require(at.size and int(at.min()) >= 0 and int(at.max()) + dtype.itemsize <= data.size)
-    rows = data[at[:, None] + np.arange(dtype.itemsize)]
-    return rows.view(dtype)[:, 0]
+    windows = np.lib.stride_tricks.sliding_window_view(data, dtype.itemsize)
+    rows: np.ndarray = windows[at].view(dtype)[:, 0]
+    return rows
 
 
 def _records(view: memoryview, names: list[str]) -> Records:

@@ -1,0 +1,20 @@
+"""What a waiting worker does before its request comes."""
+
+from __future__ import annotations
+
+import os
+
+from isoload.worker import rehearsal
+
+
+def test_a_rehearsal_leaves_no_descriptor() -> None:
+    rehearsal.prepare()
+    rehearsal.rehearse()
+    before = sorted(os.listdir("/proc/self/fd"))
+    rehearsal.rehearse()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_rehearsal_makes_nothing_that_was_prepared_again() -> None:
+    rehearsal.prepare()
+    assert rehearsal._order() is rehearsal._order()
