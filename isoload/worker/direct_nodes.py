@@ -51,7 +51,7 @@ def _check_views(views: list[View]) -> None:
     expected = ((storages, Bytes), (offsets, int), (sizes, tuple), (strides, tuple), (grads, bool))
     if any(set(map(type, column)) != {kind} for column, kind in expected):
         raise Unusual
-    if set(map(type, hooks)) != {OrderedDict} or any(hooks):
+    if not set(map(type, hooks)) <= {OrderedDict, type(None)} or any(hooks):
         raise Unusual
     if not set(map(type, chain(chain.from_iterable(sizes), chain.from_iterable(strides)))) <= {int}:
         raise Unusual

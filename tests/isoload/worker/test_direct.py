@@ -293,6 +293,11 @@ def test_a_tensor_with_hooks_is_handed_over_also_when_they_come_later() -> None:
     assert direct(archive(b"\x80\x02" + filled + b".", records)) is None
 
 
+def test_a_tensor_without_hooks_is_read() -> None:
+    tensor = TENSOR.replace(TAIL, b"\x89NtR") % b"K\x00K\x04\x85K\x01\x85"
+    same(archive(b"\x80\x02" + tensor + b".", {"data/0": bytes(16)}))
+
+
 def test_programs_at_random_are_read_as_torch_reads_them() -> None:
     """Whatever the direct reader accepts, torch accepts, and gives the same."""
     accepted = differential(random.Random(2026), 20_000)
