@@ -50,7 +50,8 @@ def rebuild(
     `allow`: by full name, the classes that are rebuilt instead of becoming an Opaque: by the rule
     of `isoload.allowed`. Raises ManifestError where the graph makes no object, CheckpointError
     where the file's own bytes do not (sparse indices, an allowed class), and whatever placement
-    raises.
+    raises; where the caller placed storages off the CPU, also what torch raises for a kind of
+    tensor that the device does not have.
     """
     with _calm():
         storages = Storages(graph, segments, placement)
@@ -93,11 +94,16 @@ class _Builder:
         try:
             self.make_all()
             self.fill_all()
-        except (TypeError, ValueError, OverflowError, IndexError, KeyError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise ManifestError(f"the graph makes no object: {error}") from error
-        except (RuntimeError, ArithmeticError, RecursionError) as error:
+        except RuntimeError as error:
+            if self.is_placed_elsewhere():
+                raise  # torch's own: the device that the caller asked for has no such tensors
             raise ManifestError(f"the graph makes no object: {error}") from error
         return self.objects[self.graph.root]
+
+    def is_placed_elsewhere(self) -> bool:
+        return any(part is not None and part.device.type != "cpu" for part in self.storages.placed)
 
     def make_all(self) -> None:
         """Every node in order. Plain values and strided tensors are most of them, and go first."""

@@ -106,7 +106,7 @@ def sparse_coo(node: m.SparseCoo, objects: Sequence[Any]) -> Any:
             values,
             node.size,
             is_coalesced=node.coalesced or None,
-            check_invariants=True,
+            check_invariants=not values.is_meta,
         )
     except RuntimeError as error:
         raise CheckpointError(f"a sparse tensor whose indices are not valid: {error}") from None
@@ -114,14 +114,15 @@ def sparse_coo(node: m.SparseCoo, objects: Sequence[Any]) -> Any:
 
 
 def sparse_compressed(node: m.SparseCompressed, objects: Sequence[Any]) -> Any:
+    values = objects[node.values]
     try:
         made = torch.sparse_compressed_tensor(
             objects[node.compressed],
             objects[node.plain],
-            objects[node.values],
+            values,
             node.size,
             layout=_LAYOUTS[node.layout],
-            check_invariants=True,
+            check_invariants=not values.is_meta,
         )
     except RuntimeError as error:
         raise CheckpointError(f"a sparse tensor whose indices are not valid: {error}") from None
@@ -132,21 +133,23 @@ def nested_strided(node: m.NestedStrided, objects: Sequence[Any]) -> Any:
     """torch follows the three index tensors unchecked: they are copied, so that they stay as
     checked."""
     buffer = objects[node.buffer]
-    sizes, strides, offsets = (
-        objects[part].detach().to("cpu", copy=True)
-        for part in (node.sizes, node.strides, node.offsets)
-    )
+    parts = [objects[part] for part in (node.sizes, node.strides, node.offsets)]
+    if not any(part.is_meta for part in parts):
+        parts = [part.detach().to("cpu", copy=True) for part in parts]
+        _check_nested(buffer.numel(), *parts)
+    return with_flags(torch._nested_view_from_buffer(buffer, *parts), node.flags)
+
+
+def _check_nested(total: int, sizes: Any, strides: Any, offsets: Any) -> None:
     rows = zip(sizes.tolist(), strides.tolist(), offsets.tolist(), strict=True)
     for size, stride, offset in rows if sizes.dim() == 2 else ():
         if any(dim < 0 for dim in size) or any(step < 0 for step in stride) or offset < 0:
             raise CheckpointError("a nested tensor of negative extents")
         reach = sum((dim - 1) * step for dim, step in zip(size, stride, strict=True))
-        if all(size) and offset + reach >= buffer.numel():
+        if all(size) and offset + reach >= total:
             raise CheckpointError("a nested tensor that reaches beyond its buffer")
-        if offset > buffer.numel():
+        if offset > total:
             raise CheckpointError("a nested tensor that reaches beyond its buffer")
-    made = torch._nested_view_from_buffer(buffer, sizes, strides, offsets)
-    return with_flags(made, node.flags)
 
 
 def nested_jagged(node: m.NestedJagged, objects: Sequence[Any]) -> Any:

@@ -12,6 +12,7 @@ import torch
 from isoload.placement import Placement
 from tests.fidelity.compare import assert_same
 from tests.fidelity.inprocess import cross_bytes
+from tests.fidelity.test_values import VALUES
 
 TAGS = (
     "cpu",
@@ -85,6 +86,21 @@ def test_placement_is_torch_loads(name: str, tag: str) -> None:
     actual = outcome(lambda: cross_bytes(data, device=device)[0])
     if isinstance(expected, tuple):
         assert actual == expected
+    else:
+        assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["COO", "CSR", "BSC", "per tensor", "per channel", "nested"])
+@pytest.mark.filterwarnings("ignore")
+def test_the_rarer_tensors_on_another_device_are_torch_loads(name: str) -> None:
+    file = io.BytesIO()
+    torch.save([VALUES[name]], file)
+    data = file.getvalue()
+    expected = outcome(lambda: torch.load(io.BytesIO(data), "meta", weights_only=True))
+    actual = outcome(lambda: cross_bytes(data, device="meta")[0])
+    assert type(actual) is type(expected)
+    if isinstance(expected, tuple):
+        assert actual[0] is expected[0]
     else:
         assert_same(actual, expected)
 

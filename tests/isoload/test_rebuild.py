@@ -183,6 +183,15 @@ def test_keys_that_collide_are_refused_at_once() -> None:
     assert time.perf_counter() - started < 1.0
 
 
+def test_keys_that_collide_without_the_same_hash_run_out_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter(range(0, 10**6, 2))
+    monkeypatch.setattr(time, "thread_time", lambda: float(next(clock)))
+    with pytest.raises(m.ManifestError, match="collide"):
+        build(m.Dict([*range(1, 1_001)], [1] * 1_000), *range(1_000))
+
+
 def test_many_ordinary_keys_are_no_collision() -> None:
     count = 50_000
     made = build(m.Dict([*range(1, count + 1)], [0] * count), *[i * 64 for i in range(count)])
