@@ -356,6 +356,33 @@ def test_cleanup_does_nothing_while_the_caller_lives(delegated):
     assert out == "True\n"
 
 
+SANDBOX = """\
+import time
+from sandbox import Sandbox
+box = Sandbox(spares=1)
+box.run("sandbox.throwaway:answer", b"", require=())
+while not box._idle:
+    time.sleep(0.01)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_nothing_is_left_of_a_sandbox_whose_program_was_killed(delegated):
+    program = started_in(delegated, SANDBOX)
+    assert program.stdout.readline() == "ready\n"
+    below = sorted(entry.name for entry in delegated.iterdir() if entry.is_dir())
+    assert len(below) == 2, below  # the leaf with program and zygote, and the spare's group
+    program.kill()
+    program.wait()
+    deadline = time.monotonic() + 20  # a second on real hardware
+    while time.monotonic() < deadline and any(entry.is_dir() for entry in delegated.iterdir()):
+        time.sleep(0.05)
+    assert not [entry for entry in delegated.iterdir() if entry.is_dir()]
+    assert (delegated / "cgroup.procs").read_text() == ""
+    assert (delegated / "cgroup.subtree_control").read_text().split() == []
+
+
 # -- where the own group is: recorded hosts ----------------------------------------------------
 
 SYSTEMD_SCOPE = {
