@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from isoload import manifest as m
-from isoload.check import MAX_BIG_INT, MAX_NAME, hidden_by
+from isoload.check import MAX_BIG_INT, hidden_by
 from isoload.values import (
     FACTORIES,
-    GLOBALS,
     NAMED_TYPES,
     NAMESPACES,
     VALUE_NAMES,
@@ -30,6 +29,7 @@ from isoload.values import (
 )
 from sandbox import printable
 
+from .anatomy import cut, fixed_content, full_name, is_reference, reference, state_of
 from .describe_numpy import ArrayWriter
 from .describe_tensors import TensorWriter
 from .reading import Reading, TooMuch
@@ -223,8 +223,8 @@ class _Walk:
             return self.open_tensor(value, kind)
         if kind is np.ndarray or issubclass(kind, np.generic | np.dtype):
             return self.open_numpy(value, kind)
-        if _is_reference(value, kind):
-            return self.add(_reference(value))
+        if is_reference(value, kind):
+            return self.add(reference(value))
         return self.open_instance(value, kind)
 
     def add(self, node: Any) -> int:
@@ -275,7 +275,7 @@ class _Walk:
             return m.NONE
         named = name_of(factory)
         if named is None or named[1] not in FACTORIES:
-            shown = printable(_name(factory), 100)
+            shown = printable(full_name(factory), 100)
             self.reading.warn(f"a defaultdict has lost its factory, {shown}")
             return m.NONE
         return self.add(m.Named(*named))
@@ -314,7 +314,7 @@ class _Walk:
         base = self.tensors.underneath(value)
         if base is None:
             return self.open_instance(value, kind)
-        index = self.add(m.Subclass(base, _name(kind)))
+        index = self.add(m.Subclass(base, full_name(kind)))
         if own:
             self.add_attrs(index, own, torch.Tensor)
         return index
@@ -331,7 +331,7 @@ class _Walk:
 
     def open_recorded(self, value: Recorded) -> _Frame | int:
         if value.reference:
-            return self.add(m.Opaque(_cut(value.name), reference=True))
+            return self.add(m.Opaque(cut(value.name), reference=True))
         return self.open_object(
             value,
             value.name,
@@ -344,16 +344,16 @@ class _Walk:
 
     def open_instance(self, value: Any, kind: type) -> _Frame:
         """An object of any other class: its state, and what it holds if it is a container."""
-        name = _name(kind)
+        name = full_name(kind)
         if issubclass(kind, enum.Enum):
             return self.open_object(value, name, args=(value._value_,))
-        state = _state(value, kind)
+        state = state_of(value, kind)
         if issubclass(kind, dict):
             return self.open_object(value, name, state=state, pairs=dict.items(value))
         for base in (list, set, deque):
             if issubclass(kind, base):
                 return self.open_object(value, name, state=state, items=base.__iter__(value))
-        return self.open_object(value, name, state=state, fixed=_fixed_content(value, kind))
+        return self.open_object(value, name, state=state, fixed=fixed_content(value, kind))
 
     def open_object(
         self,
@@ -390,7 +390,7 @@ class _Walk:
                 contents = done[len(stated) :]
                 mapped = contents[len(held) :]
                 return m.Opaque(
-                    _cut(name),
+                    cut(name),
                     tuple(first),
                     named,
                     done[0] if stated else m.NONE,
@@ -437,73 +437,3 @@ def _pairs(value: dict[Any, Any]) -> Iterator[Any]:
     for key, item in dict.items(value):
         yield key
         yield item
-
-
-_LIVE = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.ModuleType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.MethodWrapperType,
-)
-
-
-def _is_reference(value: Any, kind: type) -> bool:
-    return issubclass(kind, type | _LIVE[0]) or kind in _LIVE
-
-
-def _reference(value: Any) -> Any:
-    named = name_of(value)
-    if named is not None and named[1] in GLOBALS:
-        return m.Named(*named)
-    return m.Opaque(_name(value), reference=True)
-
-
-def _name(value: Any) -> str:
-    """The full name of a class, function or module, as it says itself."""
-    module = getattr(value, "__module__", None)
-    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-    parts = [part for part in (module, name) if type(part) is str]
-    return _cut(".".join(parts) or type(value).__name__)
-
-
-def _cut(name: str) -> str:
-    return printable(name, MAX_NAME - 100)
-
-
-def _state(value: Any, kind: type) -> Any:
-    """The instance's attributes: its dict, or (dict, slots) where it has slots, as pickle has
-    them."""
-    try:
-        own = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        own = None
-    slots = {}
-    for cls in kind.__mro__:
-        for name, member in cls.__dict__.items():
-            if type(member) is types.MemberDescriptorType and cls.__module__ != "builtins":
-                try:
-                    slots[name] = member.__get__(value, kind)
-                except AttributeError:
-                    continue
-    if slots:
-        return (own or None, slots)
-    return own or None
-
-
-def _fixed_content(value: Any, kind: type) -> tuple[Any, ...]:
-    """What a subclass of tuple, str, int, … holds underneath."""
-    for base in (tuple, frozenset):
-        if issubclass(kind, base):
-            return (*base.__iter__(value),)
-    if issubclass(kind, str):
-        return (str.__str__(value),)
-    if issubclass(kind, bytes):
-        return (bytes(value),)
-    if issubclass(kind, int):
-        return (int.__int__(value),)
-    if issubclass(kind, float):
-        return (float.__float__(value),)
-    return ()
