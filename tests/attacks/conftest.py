@@ -1,0 +1,115 @@
+"""Sandboxes whose workers are the attacker's: by an entry, or in the place of isoload's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+import isoload
+import isoload.loader
+from isoload import manifest as m
+from sandbox import Limits, Reply, Sandbox
+from tests.attacks import outside
+
+ENTRIES = "tests.attacks.entries"
+MODULES = ("processes", "kernel", "uring", "secrets", "resources", "wire", "shared", "words")
+REPLIER = f"{ENTRIES}.replier:main"
+WALL = 30.0
+
+Attack = Callable[..., Any]
+
+
+def required_or_skip(box: Sandbox) -> None:
+    missing = box.isolation().missing()
+    if missing:
+        pytest.skip("; ".join(f"{layer.name}: {layer.cause}" for layer in missing))
+
+
+@pytest.fixture(scope="session")
+def box() -> Iterator[Sandbox]:
+    """A sandbox whose workers run attacks; without spares, so nothing lives between calls."""
+    with Sandbox(preload=[f"{ENTRIES}.{module}" for module in MODULES]) as box:
+        required_or_skip(box)
+        yield box
+
+
+@pytest.fixture
+def run(box: Sandbox) -> Callable[..., Reply]:
+    """Run one entry, named "module:function", in a worker."""
+
+    def run(entry: str, request: bytes = b"", fds: Any = (), **limits: Any) -> Reply:
+        return box.run(f"{ENTRIES}.{entry}", request, fds, Limits(**{"wall": WALL, **limits}))
+
+    return run
+
+
+@pytest.fixture
+def attack(run: Callable[..., Reply]) -> Attack:
+    """Run one attack with a request in JSON, and return what the attacker says it achieved."""
+
+    def attack(entry: str, request: Any = None, fds: Any = (), **limits: Any) -> Any:
+        data = request if isinstance(request, bytes) else json.dumps(request).encode()
+        reply = run(entry, data, fds, **limits)
+        assert not reply.fds
+        return json.loads(reply.data)
+
+    return attack
+
+
+class Replaced(Sandbox):
+    """isoload's sandbox with the worker's program replaced by the attacker's."""
+
+    def run(  # type: ignore[override]
+        self, entry: str, request: bytes, fds: Any = (), limits: Any = None, **options: Any
+    ) -> Reply:
+        del entry
+        return super().run(REPLIER, request, fds, limits, **options)
+
+
+@pytest.fixture(scope="session")
+def taken_over() -> Iterator[isoload.Loader]:
+    """A Loader whose worker is the attacker's from its first byte: it does what the "file" says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isoload.loader, "Sandbox", Replaced)
+        patch.setattr(isoload.loader, "_PRELOAD", (f"{ENTRIES}.replier",))
+        patch.setattr(isoload.loader, "_WARM_UP", None)
+        loader = isoload.Loader(spares=0)
+    with loader:
+        required_or_skip(loader._sandbox)
+        yield loader
+
+
+def replying(reply: m.Reply | bytes, *segments: str | bytes) -> bytes:
+    """A "file" for `taken_over`: its worker sends this reply with these segments.
+
+    A segment is the bytes of a well-made one, the name of a bad one (`entries.shared.SEGMENTS`), or
+    "source"."""
+    data = reply if isinstance(reply, bytes) else m.encode_reply(reply)
+    return msgspec.msgpack.encode({"reply": data, "segments": [*segments]})
+
+
+def calling(entry: str, request: bytes = b"") -> bytes:
+    """A "file" for `taken_over`: its worker runs another entry."""
+    return msgspec.msgpack.encode({"call": entry, "request": request})
+
+
+def loaded(*nodes: Any, root: int | None = None, storages: Any = (), **reading: Any) -> m.Loaded:
+    """A reply of these nodes; the last is the root unless another is named."""
+    what = m.Reading(**{"reader": "weights_only", "container": "zip", **reading})
+    graph = m.Graph(len(nodes) - 1 if root is None else root, [*nodes], [*storages])
+    return m.Loaded(what, graph)
+
+
+@pytest.fixture(scope="module")
+def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever the module's tests did, the parent is as it was before them.
+
+    The module names in `SANDBOXES` the fixtures that it uses: what they start is not its doing."""
+    for name in request.module.SANDBOXES:
+        outside.warm(request.getfixturevalue(name))
+    with outside.unharmed():
+        yield
