@@ -21,8 +21,8 @@ from sandbox.isolation import DEFAULT_REQUIRED, LAYERS, Isolation, Layer, State
 from sandbox.limits import Limits
 from sandbox.memfd import check_segment, create_memfd, map_segment, seal
 from sandbox.probe import probe
+from sandbox.reply import Reply, Usage
 from sandbox.sandbox import Sandbox
-from sandbox.workers import Reply, Usage
 
 __all__ = [
     "DEFAULT_REQUIRED",

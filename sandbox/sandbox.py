@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import logging
 import os
-import queue
 import re
 import sys
 import threading
@@ -21,10 +20,12 @@ from types import TracebackType
 
 from sandbox import channel, forks
 from sandbox.errors import ClosedError, IsolationError, LimitError, SandboxError, WorkerError
+from sandbox.housekeeping import Housekeeper
 from sandbox.isolation import DEFAULT_REQUIRED, Isolation, Layer, State, check_required
 from sandbox.limits import Limits
 from sandbox.processes import Zygote, ZygoteGone
-from sandbox.workers import Reply, Worker
+from sandbox.reply import Reply
+from sandbox.workers import Worker
 
 _LOG = logging.getLogger("sandbox")
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -75,8 +76,7 @@ class Sandbox:
         self._zygote: Zygote | None = None
         self._workers: set[Worker] = set()
         self._idle: deque[Worker] = deque()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._housekeeper: threading.Thread | None = None
+        self._housekeeper = Housekeeper()
         self._filling = False
         self._isolation: Isolation | None = None
 
@@ -151,10 +151,7 @@ class Sandbox:
                 worker.kill()
             self._lock.wait_for(lambda: not self._workers, timeout=_CLOSE_SECONDS)
             zygote, self._zygote = self._zygote, None
-            housekeeper, self._housekeeper = self._housekeeper, None
-        if housekeeper is not None:
-            self._jobs.put(None)
-            housekeeper.join(timeout=_CLOSE_SECONDS)
+        self._housekeeper.stop(_CLOSE_SECONDS)
         if zygote is not None:
             zygote.stop()
 
@@ -252,7 +249,7 @@ class Sandbox:
                     self._workers.discard(worker)
                     self._lock.notify_all()
 
-        self._in_background(bury)
+        self._housekeeper.do(bury)
 
     def _fill(self) -> None:
         """Have spares made, up to their number, in the background."""
@@ -261,7 +258,7 @@ class Sandbox:
         if len(self._idle) >= self._spares:
             return
         self._filling = True
-        self._in_background(self._fill_now)
+        self._housekeeper.do(self._fill_now)
 
     def _fill_now(self) -> None:
         try:
@@ -277,15 +274,6 @@ class Sandbox:
         finally:
             self._filling = False
 
-    def _in_background(self, job: Callable[[], None]) -> None:
-        with self._lock:
-            if self._housekeeper is None:
-                self._housekeeper = threading.Thread(
-                    target=_work_off, args=(self._jobs,), name="sandbox-housekeeper", daemon=True
-                )
-                self._housekeeper.start()
-        self._jobs.put(job)
-
 
 _open: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 
@@ -298,15 +286,6 @@ def _not_linux() -> Layer:
         f"this is {sys.platform}: workers are confined by mechanisms of the Linux kernel",
         "use Linux, in a virtual machine if need be (on Windows: WSL 2)",
     )
-
-
-def _work_off(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (job := jobs.get()) is not None:
-        try:
-            job()
-        except Exception:
-            _LOG.exception("cleaning up after a worker failed")
-        del job
 
 
 @atexit.register

@@ -7,7 +7,6 @@ size is checked, and every wait ends at one absolute instant.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -22,11 +21,13 @@ from multiprocess.connection import wait
 from sandbox import channel, forks, worker
 from sandbox.causes import explain
 from sandbox.errors import LimitError, WorkerError, printable, signal_name
-from sandbox.isolation import LAYERS, Isolation, Layer, State
-from sandbox.layers import Record, watchdog
+from sandbox.isolation import Isolation, Layer, State
+from sandbox.layers import watchdog
 from sandbox.layers.cgroup import CgroupUnavailable, Group
 from sandbox.limits import Limits, ResolvedLimits
 from sandbox.processes import Zygote, ZygoteGone
+from sandbox.ready import isolation_of
+from sandbox.reply import Reply, Usage, cpu_of
 
 _MAX_REPLY_FDS = 16
 _MESSAGE = 4096  # bytes of a warden's message
@@ -34,32 +35,6 @@ _BURY_SECONDS = 5.0
 _CPU_SHARE = 0.5  # RLIMIT_CPU counts whole ticks; on a busy host the exact figure is far lower
 _DYING_SECONDS = 0.5  # between a dying worker's end of file and its warden's report
 _FAILURE_BYTES = 16384
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What one run took, measured from outside.
-
-    wall    seconds from asking for a worker to its reply
-    cpu     seconds of CPU time
-    memory  bytes at the peak; 0 where nothing on this host tells
-    """
-
-    wall: float
-    cpu: float
-    memory: int
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a worker answered. The caller owns `fds`, and checks them before use: see
-    `check_segment`. Nothing in it is to be trusted."""
-
-    data: bytes
-    fds: list[int]
-    isolation: Isolation
-    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -157,7 +132,7 @@ class Worker:
             ) from None
         if kind != worker.READY:
             raise WorkerError("the worker did not say READY")
-        self.isolation = _isolation(body, self._cgroup, self._has_memory(), self._disabled)
+        self.isolation = isolation_of(body, self._cgroup, self._has_memory(), self._disabled)
 
     def run(
         self,
@@ -316,46 +291,5 @@ class Worker:
         if self._watchdog is not None:
             memory, cpu = max(memory, self._watchdog.peak), max(cpu, self._watchdog.cpu)
         if not cpu:
-            cpu = _cpu_of(self._pid)
+            cpu = cpu_of(self._pid)
         return Usage(time.monotonic() - self._began, cpu, memory)
-
-
-def _cpu_of(pid: int) -> float:
-    """CPU seconds of a live process. proc_pid_stat(5): utime and stime, in clock ticks."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-@functools.lru_cache(maxsize=16)
-def _isolation(
-    ready: bytes, cgroup: Layer, has_memory: bool, disabled: frozenset[str]
-) -> Isolation:
-    """The layers in words. Workers of one host say the same: cached."""
-    record = Record.decode(ready)
-    layers: list[Layer] = []
-    for name in LAYERS:
-        if name == "memory":
-            layers.append(_memory(cgroup, layers[-1], has_memory, "memory" in disabled))
-            continue
-        outcome = record[name]
-        if name == "cgroup" and outcome.state is State.ENFORCED:
-            layers.append(cgroup)
-            continue
-        cause, remedy = " ".join(outcome.caveats), ""
-        if outcome.state is not State.ENFORCED:
-            cause, remedy = explain(name, outcome.step, outcome.errno)
-        layers.append(Layer(name, outcome.state, ", ".join(outcome.mechanisms), cause, remedy))
-    return Isolation(tuple(layers))
-
-
-def _memory(cgroup: Layer, joined: Layer, has_memory: bool, disabled: bool) -> Layer:
-    if disabled:
-        return Layer("memory", State.UNAVAILABLE, "", *explain("memory", "disabled", 0))
-    if has_memory and joined is cgroup:
-        return Layer("memory", State.ENFORCED, f"memory limit of {cgroup.mechanism}")
-    cause = joined.cause or "the group has no memory controller"
-    return watchdog.layer(cause, joined.remedy)

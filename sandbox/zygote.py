@@ -158,6 +158,7 @@ def _ending_with_parent(sock: socket.socket) -> Iterator[None]:
     flags = fcntl.fcntl(sock, fcntl.F_GETFL)
     fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC)
+    look(signal.SIGIO, None)  # it may have ended before anybody listened
     try:
         yield
     finally:
