@@ -23,17 +23,27 @@ _ANSWER_LIMIT = 1 << 20  # bytes
 _LAST_WORDS = 2000  # bytes of a dead zygote's stderr
 
 # In isolated mode nothing of the caller's path is there yet: the package is loaded from its own
-# folder, whatever else of that name the interpreter could find.
+# folder, whatever else of that name the interpreter could find. Before that, so that a zygote whose
+# parent dies does not first finish its imports: SIGIO where the control socket ends. fcntl(2)
 _BOOT = """
-import sys
+import fcntl, os, select, signal, sys
 from importlib.util import module_from_spec, spec_from_file_location
-folder, fd = sys.argv[1:]
+folder, fd = sys.argv[1], int(sys.argv[2])
+poll = select.poll()
+poll.register(fd, select.POLLRDHUP)
+def look(*_):
+    if poll.poll(0):
+        os._exit(1)
+signal.signal(signal.SIGIO, look)
+fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+look()
 spec = spec_from_file_location(
     "sandbox", folder + "/__init__.py", submodule_search_locations=[folder])
 sys.modules["sandbox"] = package = module_from_spec(spec)
 spec.loader.exec_module(package)
 from sandbox.zygote import main
-main(int(fd))
+main(fd)
 """
 
 # All that a zygote gets of the caller's environment: how to find shared libraries, and the test

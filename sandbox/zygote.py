@@ -17,7 +17,6 @@ import resource
 import signal
 import socket
 import traceback
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from multiprocess.connection import Connection
@@ -36,12 +35,13 @@ def main(fd: int) -> NoReturn:
     control = Connection(fd)
     with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(EOFError, OSError):
         try:
-            with _ending_with_parent(sock):
-                plan = _prepare(json.loads(control.recv_bytes(ORDER_LIMIT)))
+            plan = _prepare(json.loads(control.recv_bytes(ORDER_LIMIT)))
         except BaseException:
             failure = {"failed": traceback.format_exc()[-_LAST_WORDS:]}
             control.send_bytes(json.dumps(failure).encode())
             os._exit(1)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_ASYNC)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # from here on an end of file tells the same
         control.send_bytes(json.dumps({"caller": plan.caller}).encode())
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # wardens leave no zombies
         while True:
@@ -143,24 +143,3 @@ def _mapped() -> tuple[int, int]:
         pages = [int(number) for number in file.read().split()]
     unit = resource.getpagesize()
     return pages[0] * unit, pages[5] * unit
-
-
-@contextlib.contextmanager
-def _ending_with_parent(sock: socket.socket) -> Iterator[None]:
-    """While imports keep this process busy, the end of the parent ends it by SIGIO. fcntl(2)"""
-
-    def look(signum: int, frame: object) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                os._exit(1)
-
-    previous = signal.signal(signal.SIGIO, look)
-    flags = fcntl.fcntl(sock, fcntl.F_GETFL)
-    fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC)
-    look(signal.SIGIO, None)  # it may have ended before anybody listened
-    try:
-        yield
-    finally:
-        fcntl.fcntl(sock, fcntl.F_SETFL, flags)
-        signal.signal(signal.SIGIO, previous)

@@ -242,11 +242,15 @@ def test_a_zygote_dies_with_a_parent_that_is_killed_during_the_preload(
 ) -> None:
     caller = script(
         "import psutil, time; from sandbox import Sandbox\n"
-        "box = Sandbox(preload=['tests.sandbox.slow']); box.start(); time.sleep(0.7)\n"
+        "box = Sandbox(preload=['tests.sandbox.slow']); box.start()\n"
         "print(psutil.Process().children()[0].pid, flush=True); time.sleep(60)"
     )
     assert caller.stdout is not None
     zygote = int(caller.stdout.readline())
+    importing = Path(f"/tmp/isoload-test-slow-{caller.pid}")
+    while not importing.exists():
+        time.sleep(0.01)
+    importing.unlink()
     caller.kill()
     caller.wait()
     caller.stdout.close()
@@ -370,6 +374,7 @@ def test_start_does_not_wait(isolated: Sandbox) -> None:
         start = time.monotonic()
         box.start()
         assert time.monotonic() - start < 0.5
+    Path(f"/tmp/isoload-test-slow-{os.getpid()}").unlink(missing_ok=True)
 
 
 def test_another_system_than_linux_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +391,7 @@ def test_close_ends_a_start_that_is_under_way() -> None:
         box.run(ECHO, b"")
     assert time.monotonic() - start < 2.5
     box.close()
+    Path(f"/tmp/isoload-test-slow-{os.getpid()}").unlink(missing_ok=True)
 
 
 def test_only_what_is_preloaded_of_a_callers_folder_is_seen_inside(
