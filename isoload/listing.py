@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from sandbox import printable
 from . import manifest as m
 
 _MAX_NAME = 300  # characters
+MAX_PATH = 500
+"""Characters of a tensor's name: a graph may nest as deep as it has nodes."""
+MAX_LISTED = 1_000_000
+"""Tensors in one table: a list may hold the same one as often as its bytes allow."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,28 @@ def list_tensors(graph: m.Graph) -> Iterator[TensorInfo]:
     number still makes a short table. A sparse or nested tensor is listed as its parts. The graph has
     been checked.
     """
-    seen = set()
-    stack = [("", graph.root)]
-    while stack:
-        name, index = stack.pop()
+    seen: set[int] = set()
+    listed = 0
+    stack = [iter([("", graph.root)])]
+    while stack and listed < MAX_LISTED:
+        name, index = next(stack[-1], ("", m.NONE))
+        if index == m.NONE:
+            stack.pop()
+            continue
         node = graph.nodes[index]
         if isinstance(node, (m.Tensor, m.Quantized)):
+            listed += 1
             yield _info(graph, name, node)
-        if index in seen:
-            continue
-        seen.add(index)
-        stack += [
-            (f"{name}.{label}" if name else label, child)
-            for label, child in reversed([*_children(graph, node)])
-        ]
+        if index not in seen:
+            seen.add(index)
+            stack.append(_below(name, _children(graph, node)))
+
+
+def _below(name: str, children: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """The children under the name of what holds them: a path, cut where it becomes too long."""
+    for label, child in children:
+        path = f"{name}.{label}" if name else label
+        yield (path if len(path) <= MAX_PATH else path[: MAX_PATH - 1] + "…"), child
 
 
 def _info(graph: m.Graph, name: str, node: m.Tensor | m.Quantized) -> TensorInfo:
@@ -80,14 +92,14 @@ def _children(graph: m.Graph, node: m.Node) -> Iterator[tuple[str, int]]:
             else:
                 yield "state", node.state
         yield from ((f"args.{position}", child) for position, child in enumerate(node.args))
-        yield from node.kwargs.items()
+        yield from ((printable(name, _MAX_NAME), child) for name, child in node.kwargs.items())
         yield from ((str(position), child) for position, child in enumerate(node.items))
         yield from _pairs(graph, node.keys, node.values)
     else:
         yield from m.parts(node)
 
 
-def _pairs(graph: m.Graph, keys: list[int], values: list[int]) -> Iterator[tuple[str, int]]:
+def _pairs(graph: m.Graph, keys: Sequence[int], values: Sequence[int]) -> Iterator[tuple[str, int]]:
     for key, value in zip(keys, values, strict=True):
         name = graph.nodes[key]
         plain = isinstance(name, (str, int, float))
