@@ -1,7 +1,7 @@
 """`make demo`: an honest checkpoint and a hostile one, opened by isoload, and what came of each.
 
-The hostile one is a pickle whose loading runs a shell command, connects to a listener of this program, and
-reads a file in the home folder. The program then looks whether any of it happened.
+The hostile one is a pickle whose loading runs a shell command, connects to a listener of this
+program, and reads a file in the home folder. The program then looks whether any of it happened.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""isoload: open any PyTorch checkpoint in a confined worker process, get tensors and plain data back.
+"""isoload: open any PyTorch checkpoint in a confined worker process, get tensors and plain data
+back.
 
     model = isoload.load("upload.pt", "cuda:0")
 
-The caller's process never unpickles anything. The public names are those in `__all__`, and nothing else.
+The caller's process never unpickles anything. The public names are those in `__all__`, and nothing
+else.
 """
 
 from __future__ import annotations

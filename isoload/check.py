@@ -48,7 +48,9 @@ _KINDS = {"": dict, "OrderedDict": OrderedDict, "Counter": Counter, "defaultdict
 _ALL_FLAGS = m.REQUIRES_GRAD | m.CONJ | m.NEG | m.PARAMETER
 
 
-def check_graph(graph: m.Graph, segment_sizes: Sequence[int], max_nodes: int) -> None:
+def check_graph(
+    graph: m.Graph, segment_sizes: Sequence[int], *, max_nodes: int = m.MAX_NODES
+) -> None:
     """Raise ManifestError unless the graph may be built over segments of these sizes (bytes)."""
     if len(graph.nodes) > max_nodes:
         raise ManifestError(f"more than {max_nodes} nodes")

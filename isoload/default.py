@@ -1,7 +1,7 @@
 """The module-level calls, and the one Loader that they share.
 
-It starts at the first use and is closed at exit. After a fork the child's first call starts its own: the
-sandbox lets go of what it inherited.
+It starts at the first use and is closed at exit. After a fork the child's first call starts its
+own: the sandbox lets go of what it inherited.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def load(
     """Open a checkpoint in a confined worker and return the object that it holds.
 
     f: a path, a binary file object (read from its current position) or bytes.
-    device: what torch.load takes as `map_location`: None (the saved device), a str, torch.device, dict or
-        callable. Tensors are placed in this process only; the worker sees no device.
-    mmap: False: a private snapshot, the file may change or vanish afterwards. True: the tensors lie on the
-        file itself, copy on write, as with torch.load(mmap=True); it needs a path.
+    device: what torch.load takes as `map_location`: None (the saved device), a str, torch.device,
+        dict or callable. Tensors are placed in this process only; the worker sees no device.
+    mmap: False: a private snapshot, the file may change or vanish afterwards. True: the tensors
+        lie on the file itself, copy on write, as with torch.load(mmap=True); it needs a path.
     sha256: the hex digest that the bytes must have.
     policy: default `Policy.third_party()`.
 
-    Containers, scalars and tensors come back as torch.load gives them. An object of any other class comes
-    back as an `Opaque`, which holds its state and runs nothing.
+    Containers, scalars and tensors come back as torch.load gives them. An object of any other class
+    comes back as an `Opaque`, which holds its state and runs nothing.
 
-    Raises OSError for a path that cannot be read, TypeError or ValueError for a wrong argument, and an
-    IsoloadError for all else: see `isoload.errors`.
+    Raises OSError for a path that cannot be read, TypeError or ValueError for a wrong argument, and
+    an IsoloadError for all else: see `isoload.errors`.
     """
     return _default().load(f, device, mmap=mmap, sha256=sha256, policy=policy)
 
@@ -104,11 +104,11 @@ def state_dict(
 ) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint as a flat dict of name to tensor.
 
-    That is the object itself, or what it holds under `key`, or under one of the usual keys (state_dict,
-    model_state_dict, model, module, ema, …), or the parameters and buffers of a pickled nn.Module. Tied
-    weights stay tied.
+    That is the object itself, or what it holds under `key`, or under one of the usual keys
+    (state_dict, model_state_dict, model, module, ema, …), or the parameters and buffers of a
+    pickled nn.Module. Tied weights stay tied.
 
-    Raises as `load` does, and CheckpointError where there is no state dict, or more than one: the message
-    lists the candidates for `key`.
+    Raises as `load` does, and CheckpointError where there is no state dict, or more than one: the
+    message lists the candidates for `key`.
     """
     return _default().state_dict(f, device, key=key, mmap=mmap, sha256=sha256, policy=policy)

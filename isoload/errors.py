@@ -1,16 +1,17 @@
 """What isoload raises.
 
     IsoloadError
-    ├ CheckpointError    the file is no checkpoint, is damaged, or is of a kind that is not supported
+    ├ CheckpointError    the file is no checkpoint, is damaged, or of a kind that is not supported
     ├ RefusedError       the policy refuses it; `.report` says at which reader and for which globals
     ├ IntegrityError     the digest does not hold
-    ├ LimitError         memory, time, size, nodes …; `.limit` names it, `.allowed` is what was allowed
-    ├ IsolationError     the host cannot give a required layer; `.missing` holds layer, cause and remedy
+    ├ LimitError         memory, time, size, nodes …; `.limit` names it, with what was `.allowed`
+    ├ IsolationError     the host lacks a required layer; `.missing` holds layer, cause and remedy
     ├ WorkerError        the worker died or broke the protocol; `.signal`, `.detail` (printable)
     └ InternalError      a bug in isoload
 
-A missing or unreadable path raises the usual OSError, a wrong argument TypeError or ValueError, both before
-any worker starts. Text that came from a worker is made printable before it enters a message.
+A missing or unreadable path raises the usual OSError, a wrong argument TypeError or ValueError,
+both before any worker starts. Text that came from a worker is made printable before it enters a
+message.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class CheckpointError(IsoloadError):
 
 
 class RefusedError(IsoloadError):
-    """The policy's last reader refused the file. `report` holds each attempt and the globals it met."""
+    """The policy's last reader refused the file. `report` holds each attempt and the globals it
+    met."""
 
     def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)
@@ -49,8 +51,8 @@ class IntegrityError(IsoloadError):
 class LimitError(IsoloadError):
     """A limit was met.
 
-    `limit` is one of "memory", "wall", "cpu", "processes", "open_files", "output", "source" or "nodes";
-    `allowed` is in bytes, seconds or a count, as `Limits` has it.
+    `limit` is one of "memory", "wall", "cpu", "processes", "open_files", "output", "source" or
+    "nodes"; `allowed` is in bytes, seconds or a count, as `Limits` has it.
     """
 
     def __init__(self, message: str, limit: str, allowed: float | None = None) -> None:

@@ -1,4 +1,5 @@
-"""The tensors of a graph as a table: name, dtype, shape, bytes. It reads nodes, and makes no tensor."""
+"""The tensors of a graph as a table: name, dtype, shape, bytes. It reads nodes, and makes no
+tensor."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ MAX_LISTED = 1_000_000
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor: where it lies in the object ("state_dict.fc.weight"), dtype, shape, and bytes as indexed."""
+    """A tensor: where it lies in the object ("state_dict.fc.weight"), dtype, shape, and bytes as
+    indexed."""
 
     name: str
     dtype: str
@@ -44,8 +46,8 @@ def list_tensors(graph: m.Graph) -> Iterator[TensorInfo]:
     """Every tensor under every name that a container gives it: tied weights under each of theirs.
 
     A container that is met again is not gone through again, so that a graph whose paths are without
-    number still makes a short table. A sparse or nested tensor is listed as its parts. The graph has
-    been checked.
+    number still makes a short table. A sparse or nested tensor is listed as its parts. The graph
+    has been checked.
     """
     seen: set[int] = set()
     listed = 0
@@ -85,7 +87,8 @@ def _children(graph: m.Graph, node: m.Node) -> Iterator[tuple[str, int]]:
         yield from _pairs(graph, node.keys, node.values)
     elif isinstance(node, m.Opaque):
         if node.state != m.NONE:
-            # An object's attributes read as its own: "model.conv.weight", not "model.state.conv.weight".
+            # An object's attributes read as its own: "model.conv.weight", not
+            # "model.state.conv.weight".
             state = graph.nodes[node.state]
             if isinstance(state, m.Dict):
                 yield from _pairs(graph, state.keys, state.values)

@@ -1,7 +1,8 @@
-"""One load from start to end, in the order of the flow: source, worker, manifest, rebuild, placement.
+"""One load from start to end, in the order of the flow: source, worker, manifest, rebuild,
+placement.
 
-The worker is hostile from the moment it opens the file: what it sends is bytes to decode and numbers to
-check. Nothing here unpickles, and nothing here knows how a reader works.
+The worker is hostile from the moment it opens the file: what it sends is bytes to decode and
+numbers to check. Nothing here unpickles, and nothing here knows how a reader works.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sandbox
 from sandbox import Reply, Sandbox, printable
 
 from . import manifest as m
+from .check import check_graph
 from .errors import (
     CheckpointError,
     IsolationError,
@@ -118,7 +120,7 @@ class Loader:
                     digest.verify(sha256, source.name)
                 with _blame_worker(source.name):
                     segments = Segments(source.fd, source.size, reply.fds, _output(policy, source))
-                    m.check(message.graph, segments.sizes)
+                    check_graph(message.graph, segments.sizes)
                 before = time.perf_counter()
                 with _blame_worker(source.name):
                     obj = rebuild(message.graph, segments, placement, allow)
@@ -142,7 +144,7 @@ class Loader:
                 if sha256 is not None:
                     digest.verify(sha256, source.name)
                 with _blame_worker(source.name):
-                    m.check(message.graph, [source.size])
+                    check_graph(message.graph, [source.size])
                 return _report(message, source, reply, timings, digest.hexdigest())
 
     def state_dict(

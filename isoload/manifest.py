@@ -19,7 +19,7 @@ before `isoload.rebuild` may use a graph.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Union
 
@@ -483,10 +483,3 @@ def _length(head: bytes) -> int:
     if len(head) > 4 and head[0] == 0xDD:
         return int.from_bytes(head[1:5], "big")
     raise ManifestError("the reply breaks the schema: a table is not an array")
-
-
-def check(graph: Graph, segment_sizes: Sequence[int], *, max_nodes: int = MAX_NODES) -> None:
-    """Check every number of a graph against the segments' real sizes: see `isoload.check`."""
-    from .check import check_graph  # noqa: PLC0415 - it is written in terms of this module
-
-    check_graph(graph, segment_sizes, max_nodes)

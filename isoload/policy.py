@@ -19,10 +19,10 @@ class Policy:
     """What one load may do.
 
     fallback: the last reader that may be tried where torch's own `weights_only` refuses.
-        "none": no other. "inert": classes that the file names become `Opaque`, none of its code runs.
-        "full": ordinary unpickling, confined, after the inert reader failed too.
-    limits: memory (bytes), wall and cpu (seconds), processes, open_files, output (bytes); a field that is
-        None follows the source's size and the host's memory.
+        "none": no other. "inert": classes that the file names become `Opaque`, and none of its
+        code runs. "full": ordinary unpickling, confined, after the inert reader failed too.
+    limits: memory (bytes), wall and cpu (seconds), processes, open_files, output (bytes); a field
+        that is None follows the source's size and the host's memory.
     require: layers (`sandbox.LAYERS`) without which nothing is opened: IsolationError.
     allow: classes that may be rebuilt in the caller's process from plain state. Their `__init__`,
         `__setstate__` and `__reduce__` are never called.

@@ -1,7 +1,7 @@
 """Report: what happened in one load, as an object, as text, as JSON.
 
-It is built from the manifest and from what the sandbox measured. All text in it that came from the worker is
-printable and bounded: it goes to terminals and logs.
+It is built from the manifest and from what the sandbox measured. All text in it that came from the
+worker is printable and bounded: it goes to terminals and logs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What the caller gave → a source: a descriptor whose bytes the worker opens and the result lies on.
+"""What the caller gave → a source: a descriptor whose bytes the worker opens and the result lies
+on.
 
-A snapshot is a sealed memfd, so that neither the worker nor anybody else can change the bytes after the copy.
-With `mmap=True` the source is the file itself, as with torch.load(mmap=True): whoever can write the file can
-change the tensors. Nothing here looks at what the bytes mean.
+A snapshot is a sealed memfd, so that neither the worker nor anybody else can change the bytes after
+the copy. With `mmap=True` the source is the file itself, as with torch.load(mmap=True): whoever can
+write the file can change the tensors. Nothing here looks at what the bytes mean.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _SENDFILE_MAX = 0x7FFFF000  # what one sendfile(2) moves at most
 class Source:
     """The bytes of one checkpoint: `fd`, `size` in bytes, and a printable `name` for messages.
 
-    Use as a context manager: leaving it closes the descriptor. Mappings that were made of it live on.
+    Use as a context manager: leaving it closes the descriptor. Mappings that were made of it live
+    on.
     """
 
     def __init__(self, fd: int, size: int, name: str) -> None:
@@ -96,8 +98,8 @@ class Digest:
         actual = self.hexdigest()
         if not hmac.compare_digest(actual, expected.lower()):
             raise IntegrityError(
-                f"{name}: its sha256 is {actual}, not {expected.lower()}: this is another file than the one "
-                "you named, or it was changed; nothing was loaded"
+                f"{name}: its sha256 is {actual}, not {expected.lower()}: this is another file "
+                "than the one you named, or it was changed; nothing was loaded"
             )
 
 
@@ -115,7 +117,8 @@ def open_source(f: SourceLike, *, mmap: bool, max_source: int) -> Source:
     """Make a source of what the caller gave.
 
     Raises OSError for a path that cannot be opened, TypeError or ValueError for a wrong argument,
-    CheckpointError for what is no regular file or is empty, LimitError for more than `max_source` bytes.
+    CheckpointError for what is no regular file or is empty, LimitError for more than `max_source`
+    bytes.
     """
     if isinstance(f, (str, os.PathLike)):
         return _from_path(f, mmap, max_source)
@@ -190,7 +193,8 @@ def _from_file(f: Any, max_source: int) -> Source:
 
 
 def _region(f: Any) -> tuple[int, int, int] | None:
-    """The descriptor, position and number of bytes left, where `f` is plainly a regular file's reader."""
+    """The descriptor, position and number of bytes left, where `f` is plainly a regular file's
+    reader."""
     if type(f) not in (io.BufferedReader, io.FileIO, io.BufferedRandom):
         return None  # a subclass or wrapper may give other bytes than its descriptor
     fd = f.fileno()

@@ -1,4 +1,5 @@
-"""What every test may use, and the switch that turns a skip for want of isolation into a failure."""
+"""What every test may use, and the switch that turns a skip for want of isolation into a
+failure."""
 
 from __future__ import annotations
 

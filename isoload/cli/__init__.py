@@ -1,6 +1,8 @@
-"""The commands. Each is thin: parse, call the library, show. JSON goes to stdout alone, all else to stderr.
+"""The commands. Each is thin: parse, call the library, show. JSON goes to stdout alone, all else to
+stderr.
 
-Exit status: 0 well, 1 refused or hostile, 2 failed or unreadable, 3 this host cannot isolate, 4 usage.
+Exit status: 0 well, 1 refused or hostile, 2 failed or unreadable, 3 this host cannot isolate, 4
+usage.
 """
 
 from __future__ import annotations
@@ -33,6 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output went away: say nothing more, also not at exit.
-        sys.stdout = None  # type: ignore[assignment]  # documented way to silence the final flush
+        sys.stdout = None
         return 141
     return status

@@ -1,7 +1,8 @@
 """`isoload convert FILE OUT.safetensors`: the weights of any checkpoint as safetensors.
 
-Names that stand for the very same tensor are written once, and the metadata maps each other name to the one
-kept, as `safetensors.torch.save_model` does. Other views of a shared storage are written apart.
+Names that stand for the very same tensor are written once, and the metadata maps each other name to
+the one kept, as `safetensors.torch.save_model` does. Other views of a shared storage are written
+apart.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    # Hashed first and demanded of the load, so that the digest in the metadata is that of the bytes read.
+    # Hashed first and demanded of the load, so that the digest in the metadata is that of the bytes
+    # read.
     digest = args.sha256 or _sha256(args.file)
     loaded = open_checkpoint(args.file, "cpu", sha256=digest, policy=policy_of(args))
     try:

@@ -50,8 +50,8 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=sorted(_POLICIES),
         default="third-party",
-        help="strict: as weights_only; upload: none of the file's code runs; third-party (default): "
-        "up to ordinary unpickling inside the sandbox",
+        help="strict: as weights_only; upload: none of the file's code runs; "
+        "third-party (default): up to ordinary unpickling inside the sandbox",
     )
     parser.add_argument("--sha256", metavar="HEX", help="the digest that the file must have")
 

@@ -1,4 +1,4 @@
-"""Files made to do harm when they are opened, from a public scanner's tests: none leaves a trace."""
+"""Files made to do harm when opened, from a public scanner's tests: none leaves a trace."""
 
 from __future__ import annotations
 
@@ -60,6 +60,14 @@ def as_legacy(data):
     return old[:end] + data + b"\x80\x02]q\x00."
 
 
+def opened(loader, data, policy):
+    """The reader that opened it, or None and the words of the refusal."""
+    try:
+        return loader.open(data, "cpu", policy=policy).report.reader, ""
+    except isoload.IsoloadError as error:
+        return None, str(error)
+
+
 def outside():
     """What a payload could change outside its worker."""
     return {
@@ -84,17 +92,14 @@ def test_the_corpus_is_there(corpus):
 def test_no_hostile_file_leaves_a_trace(loader, corpus, wrap, policy):
     policy = policy.replace(limits=isoload.Limits(wall=WALL))
     loader.load(as_torch_zip(b"}."), "cpu")
-    before = outside()
     for row in rows():
         data = wrap((INDEX.parent / row["path"]).read_bytes())
+        before = outside()
         started = time.monotonic()
-        try:
-            report = loader.open(data, "cpu", policy=policy).report
-            assert policy.fallback != "none" or report.reader == "weights_only"
-        except isoload.IsoloadError as error:
-            assert "Traceback" not in str(error), row["path"]
-            assert str(error).isprintable() or "\n" in str(error)
-            assert "\x1b" not in str(error)
+        reader, words = opened(loader, data, policy)
+        assert policy.fallback != "none" or reader in (None, "weights_only"), row["path"]
+        assert "Traceback" not in words, row["path"]
+        assert words.isprintable(), row["path"]
         assert time.monotonic() - started < WALL + 5, row["path"]
         assert outside() == before, row["path"]
 

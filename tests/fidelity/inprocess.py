@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from isoload import manifest as m
+from isoload.check import check_graph
 from isoload.placement import Device, Placement
 from isoload.rebuild import rebuild
 from isoload.segments import Segments
@@ -36,7 +37,7 @@ def receive(
     fd = memfd(source)
     try:
         segments = Segments(fd, len(source), returned, REQUEST.max_output)
-        m.check(message.graph, segments.sizes)
+        check_graph(message.graph, segments.sizes)
         return rebuild(message.graph, segments, Placement(device), allow or {})
     finally:
         os.close(fd)

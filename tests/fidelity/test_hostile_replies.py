@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isoload import manifest as m
+from isoload.check import check_graph
 from isoload.errors import CheckpointError
 from isoload.placement import Placement
 from isoload.rebuild import rebuild
@@ -61,7 +62,7 @@ def receive(reply: bytes, arena: bytes) -> Any:
     try:
         segments = _Unsealed(fds[0], 100)
         segments.add(fds[1], len(arena))
-        m.check(message.graph, segments.sizes)
+        check_graph(message.graph, segments.sizes)
         return rebuild(message.graph, segments, Placement("cpu"))
     finally:
         for fd in fds:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from isoload import manifest as m
+from isoload.check import check_graph
 
 FLOAT32, INT64, BOOL, QINT8 = (
     m.DTYPES.index(name) for name in ("float32", "int64", "bool", "qint8")
@@ -18,7 +19,7 @@ HUGE = 2**63
 
 
 def check(*nodes: Any, storages: Any = STORAGES, root: int = 0) -> None:
-    m.check(m.Graph(root, [*nodes], [*storages]), SIZES)
+    check_graph(m.Graph(root, [*nodes], [*storages]), SIZES)
 
 
 def tensor(*size: int, stride: Any = None, offset: int = 0, **fields: Any) -> m.Tensor:
@@ -207,4 +208,4 @@ def test_a_key_that_explodes_when_it_is_hashed_is_refused() -> None:
 def test_more_nodes_than_the_budget_are_refused() -> None:
     graph = m.Graph(0, [None] * 11, [])
     with pytest.raises(m.ManifestError, match="more than 10"):
-        m.check(graph, SIZES, max_nodes=10)
+        check_graph(graph, SIZES, max_nodes=10)

@@ -28,7 +28,13 @@ def path(tmp_path):
 
 def run(*args, stdin="", cwd=None):
     done = subprocess.run(
-        [sys.executable, *args], input=stdin, capture_output=True, text=True, timeout=60, cwd=cwd
+        [sys.executable, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=cwd,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -57,7 +63,8 @@ def test_from_a_folder_with_modules_that_shadow_the_standard_library(tmp_path, p
 
 
 def test_as_in_a_notebook_where_main_has_no_file_and_a_loop_runs(path):
-    # What ipykernel does: cells are compiled from text and executed in __main__ inside a running loop.
+    # What ipykernel does: cells are compiled from text and executed in __main__ inside a running
+    # loop.
     cell = textwrap.dedent(
         """
         import asyncio, sys

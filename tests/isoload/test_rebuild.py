@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoload import manifest as m
+from isoload.check import check_graph
 from isoload.errors import CheckpointError
 from isoload.opaque import Opaque
 from isoload.placement import Placement
@@ -42,7 +43,7 @@ def build(*nodes: Any, data: bytes = FLOATS, storages: Any = None, root: int = 0
     table = [m.Storage(0, 0, len(data), "cpu")] if storages is None else storages
     graph = m.Graph(root, [*nodes], table)
     segments = segments_of(data)
-    m.check(graph, segments.sizes)
+    check_graph(graph, segments.sizes)
     return rebuild(graph, segments, Placement())
 
 
@@ -276,6 +277,6 @@ def test_ten_thousand_tensors_take_milliseconds() -> None:
     graph = m.Graph(0, nodes, [m.Storage(0, 0, 32, "cpu")])
     segments = segments_of(FLOATS)
     started = time.process_time()
-    m.check(graph, segments.sizes)
+    check_graph(graph, segments.sizes)
     rebuild(graph, segments, Placement())
     assert time.process_time() - started < 0.5
