@@ -94,16 +94,13 @@ class _Builder:
         try:
             self.make_all()
             self.fill_all()
-        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError) as error:
             raise ManifestError(f"the graph makes no object: {error}") from error
         except RuntimeError as error:
-            if self.is_placed_elsewhere():
+            if self.storages.moved:
                 raise  # torch's own: the device that the caller asked for has no such tensors
             raise ManifestError(f"the graph makes no object: {error}") from error
         return self.objects[self.graph.root]
-
-    def is_placed_elsewhere(self) -> bool:
-        return any(part is not None and part.device.type != "cpu" for part in self.storages.placed)
 
     def make_all(self) -> None:
         """Every node in order. Plain values and strided tensors are most of them, and go first."""

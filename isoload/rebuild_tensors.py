@@ -38,6 +38,7 @@ class Storages:
         with torch._C.DisableTorchFunction():
             parts = [self._part(entry) for entry in graph.storages]
         self.placed: list[Any] = []
+        self.moved = False  # did the caller have one put elsewhere than on the CPU?
         for index, (part, entry) in enumerate(zip(parts, graph.storages, strict=True)):
             if index in arrays:
                 self.placed.append(None)
@@ -45,7 +46,9 @@ class Storages:
                 self.placed.append(part)
             else:
                 # With the caller's own modes: `device` may be a callable of the caller's.
-                self.placed.append(placement.storage(part, entry.location))
+                moved = placement.storage(part, entry.location)
+                self.moved = self.moved or moved.device.type != "cpu"
+                self.placed.append(moved)
 
     def _part(self, entry: m.Storage) -> Any:
         """A storage as it is in its segment."""
@@ -134,7 +137,7 @@ def nested_strided(node: m.NestedStrided, objects: Sequence[Any]) -> Any:
     checked."""
     buffer = objects[node.buffer]
     parts = [objects[part] for part in (node.sizes, node.strides, node.offsets)]
-    if not any(part.is_meta for part in parts):
+    if not all(part.is_meta for part in (buffer, *parts)):
         parts = [part.detach().to("cpu", copy=True) for part in parts]
         _check_nested(buffer.numel(), *parts)
     return with_flags(torch._nested_view_from_buffer(buffer, *parts), node.flags)

@@ -98,7 +98,7 @@ def test_a_results_words_are_plain_and_short(taken_over):
         bad,
         m.Tensor(0, 0, 0, [2], [1]),
         m.Dict([0], [1]),
-        m.Opaque(bad * 20, (0,), state=2),
+        m.Opaque(bad * 20, (0,), {bad: 1, bad * 1000: 1}, state=2),
         m.List([2, 3]),
         storages=[storage],
         reader=bad,

@@ -34,7 +34,7 @@ SLACK = 2 << 30
 
 
 class Ended:
-    """The error that ended a run, in time; and that its processes never held more than the limit."""
+    """The error that ended a run, in time; its processes never held more than the limit."""
 
     def __init__(self, *kinds: type[Exception], wall: float = 30.0, memory: int = 0) -> None:
         self._kinds = kinds
@@ -300,6 +300,21 @@ def bombs():
         "nan keys": m.encode_reply(loaded(*floats, m.Dict([*range(5000)], [0] * 5000))),
         "one, true and 1.0": m.encode_reply(loaded(1, True, 1.0, m.Dict([0, 1, 2], [0, 1, 2]))),
         "huge int": m.encode_reply(loaded(m.BigInt(b"\xff" * (1 << 20)))),
+        "tensor under a long name": m.encode_reply(
+            loaded(
+                m.Tensor(0, 0, 0, [1], [1]),
+                *(m.Tuple([n]) for n in range(100_000)),
+                m.List([100_000] * 1000),
+                storages=[m.Storage(1, 0, 4, "cpu")],
+            )
+        ),
+        "one tensor very often": m.encode_reply(
+            loaded(
+                m.Tensor(0, 0, 0, [1], [1]),
+                m.List([0] * 3_000_000),
+                storages=[m.Storage(1, 0, 4, "cpu")],
+            )
+        ),
         "many nodes": m.encode_reply(loaded(*([0] * 3_000_000))),
         "decimal": m.encode_reply(loaded("1e999999999", m.Value("decimal.Decimal", [0]))),
         "fraction": m.encode_reply(loaded(1, 0, m.Value("fractions.Fraction", [0, 1]))),
@@ -335,6 +350,7 @@ def test_no_reply_takes_the_parent_long_or_much(taken_over, name):
     with contextlib.suppress(isoload.IsoloadError):
         report = taken_over.open(replying(BOMBS[name], b"\0" * 64), "cpu").report
         assert len(str(report)) < MIB
+        assert sum(len(tensor.name) for tensor in report.tensors) < 64 * MIB
     assert time.process_time() - started < 10  # of this process's own time
     assert psutil.Process().memory_info().rss - before < 1 << 30
 
