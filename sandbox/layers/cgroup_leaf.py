@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from sandbox.layers.cgroup_find import CONTROLLERS, CgroupUnavailable, Directory
 PREFIX = "isoload-"
 LEAF_PREFIX = PREFIX + "caller-"
 _ROUNDS = 10  # a descendant may fork while it is being moved
+_REMOVE_TRIES, _REMOVE_PAUSE = 100, 0.01  # seconds
+_PF_EXITING = 0x4  # linux/sched.h; flags in proc_pid_stat(5)
 
 OTHERS_REMEDY = (
     "start the program in a group of its own: "
@@ -113,15 +116,12 @@ def cleanup_leaf() -> None:
         above, name = os.path.split(place.path)
         if place.version != 2 or not name.startswith(LEAF_PREFIX):
             continue
-        caller = name.removeprefix(LEAF_PREFIX)
+        if not _is_dying(int(name.rpartition("-")[2])):
+            continue
         base = Directory.open(above)
         try:
             with _locked(base):
-                leaf = Directory.open(name, dir_fd=base.fd)
-                pids = leaf.pids()
-                leaf.close()
-                if int(caller.rpartition("-")[2]) not in pids:
-                    _undo(base, name, frozenset(CONTROLLERS))
+                _undo(base, name, frozenset(CONTROLLERS))
         finally:
             base.close()
 
@@ -191,15 +191,27 @@ def _undo(base: Directory, leaf: str, controllers: frozenset[str]) -> None:
 
 
 def _dissolve(base: Directory, leaf: str) -> None:
-    """Move what lives in the leaf one up and remove it."""
+    """Move what lives in the leaf one up and remove it, once those who are dying there are dead."""
     with contextlib.suppress(OSError):
         directory = Directory.open(leaf, dir_fd=base.fd)
-        for _ in range(_ROUNDS):
-            for pid in directory.pids():
-                _move(base, "cgroup.procs", pid)
-            if base.remove(leaf):
-                break
-        directory.close()
+        try:
+            for _ in range(_REMOVE_TRIES):
+                for pid in directory.pids():
+                    _move(base, "cgroup.procs", pid)
+                if base.remove(leaf):
+                    break
+                time.sleep(_REMOVE_PAUSE)
+        finally:
+            directory.close()
+
+
+def _is_dying(pid: int) -> bool:
+    """Gone, a zombie, or on its way: a process closes its files before it leaves its group."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _PF_EXITING)
 
 
 def _move(base: Directory, procs: str, pid: int) -> None:
