@@ -130,5 +130,6 @@ def bars_table(results: Results) -> str:
             lines.append(f"| {name} | not measured | {abs(bar):.3g} | |")
             continue
         met = "met" if value <= bar else "**missed**"
-        lines.append(f"| {name} | {abs(value):.3g} | {abs(bar):.3g} | {met} |")
+        sign = 1 if bar > 0 else -1
+        lines.append(f"| {name} | {sign * value:.3g} | {abs(bar):.3g} | {met} |")
     return "\n".join(lines)
