@@ -29,7 +29,10 @@ def plot(results: Mapping[str, Any], path: str) -> None:
     axes.axhline(1, color="black", linewidth=1, linestyle="--", label="torch.load")
     axes.set_yscale("log")
     axes.set_ylabel("time, of torch.load's")
-    axes.set_xticks(range(len(files)), [file.replace(", ", ",\n") for file in files])
+    axes.set_xticks(
+        range(len(files)),
+        [file.replace(", ", ",\n").replace(" small", "\nsmall") for file in files],
+    )
     axes.legend(ncols=3)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
