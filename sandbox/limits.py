@@ -26,7 +26,8 @@ class Limits:
     cpu         seconds of CPU time
     processes   processes and threads at one time
     open_files  descriptors that one process may hold open
-    output      bytes of the reply, and of any one file or segment that the worker writes
+    output      bytes of the reply (512 MiB at most), and of any one file or segment that the
+                worker writes
     """
 
     memory: int | None = None

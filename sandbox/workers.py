@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 from multiprocess.connection import wait
 
-from sandbox import channel, forks, worker
+from sandbox import channel, forks
 from sandbox.causes import explain
 from sandbox.errors import LimitError, WorkerError, printable, signal_name
 from sandbox.isolation import Isolation, Layer, State
@@ -30,6 +30,7 @@ from sandbox.ready import isolation_of
 from sandbox.reply import Reply, Usage, cpu_of
 
 _MAX_REPLY_FDS = 16
+_MAX_REPLY = 512 << 20  # bytes, however much output is allowed: this process holds them in memory
 _MESSAGE = 4096  # bytes of a warden's message
 _BURY_SECONDS = 5.0
 _CPU_SHARE = 0.5  # RLIMIT_CPU counts whole ticks; on a busy host the exact figure is far lower
@@ -130,7 +131,7 @@ class Worker:
             raise WorkerError(
                 "the worker died while it was being confined", end.signal if end else None
             ) from None
-        if kind != worker.READY:
+        if kind != channel.READY:
             raise WorkerError("the worker did not say READY")
         self.isolation = isolation_of(body, self._cgroup, self._has_memory(), self._disabled)
 
@@ -145,21 +146,22 @@ class Worker:
         """Send the request, wait for the reply. The worker is dead, or dying, afterwards."""
         self._limits = limits
         self._began = until.deadline - limits.wall
-        if self._group is not None:
-            self._group.apply(limits)
-        self._lifeline.send(repr(until.deadline).encode())
+        bound = min(limits.output, _MAX_REPLY)
         head = json.dumps({"entry": entry, "limits": asdict(limits)}).encode()
         with self._watched(limits):
             try:
+                if self._group is not None:
+                    self._group.apply(limits)
+                self._lifeline.send(repr(until.deadline).encode())
                 body = b"\n".join((head, request))
-                channel.send_until(self._sock, worker.REQUEST, body, fds, until)
+                channel.send_until(self._sock, channel.REQUEST, body, fds, until)
                 kind, data, returned = channel.receive_until(
-                    self._sock, limits.output, _MAX_REPLY_FDS, until
+                    self._sock, bound, _MAX_REPLY_FDS, until
                 )
             except TimeoutError:
                 raise LimitError("wall", limits.wall) from None
             except channel.FrameTooLarge:
-                raise LimitError("output", limits.output, "its reply is larger") from None
+                raise LimitError("output", bound, "its reply is larger") from None
             except channel.FrameError as error:
                 raise WorkerError(f"the worker broke the protocol: {error}") from None
             except (EOFError, OSError):
@@ -167,7 +169,7 @@ class Worker:
             finally:
                 usage = self._usage()
                 self.kill()
-        if kind == worker.REPLY:
+        if kind == channel.REPLY:
             return Reply(data, returned, self.isolation, usage)
         channel.close_all(returned)
         raise self._failure(kind, data)
@@ -273,13 +275,13 @@ class Worker:
         return WorkerError("the worker ended without a reply")
 
     def _failure(self, kind: int, data: bytes) -> LimitError | WorkerError:
-        if kind == worker.FAILED:
+        if kind == channel.FAILED:
             limit, _, words = data[:_FAILURE_BYTES].partition(b"\0")
             detail = printable(words.decode("utf-8", "replace"))
             name = limit.decode("ascii", "replace")
             allowed = asdict(self._limits).get(name)
             return LimitError(name, allowed, detail) if allowed else WorkerError(detail)
-        if kind == worker.REFUSED:
+        if kind == channel.REFUSED:
             words = data[:_FAILURE_BYTES]
             return WorkerError(
                 "the entry cannot be called: " + printable(words.decode("utf-8", "replace"))
