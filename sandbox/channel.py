@@ -17,6 +17,13 @@ from collections.abc import Callable, Sequence
 
 from multiprocess.connection import wait
 
+# Kinds of frame: what a worker says, and the one thing that it is asked.
+READY = 1
+REQUEST = 2
+REPLY = 3
+FAILED = 4  # the entry raised: "limit" or "" and a NUL, then words for people
+REFUSED = 5  # not even called
+
 _HEADER = struct.Struct("<QB")
 _CHUNK = 1 << 18
 _FD = array.array("i").itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -79,7 +80,7 @@ class Zygote:
         self._failure = ""
         package = os.path.dirname(os.path.abspath(__file__))
         with forks.creating:
-            self._sock, theirs = socket.socketpair()
+            self._sock, theirs = _above_standard_streams(socket.socketpair())
             self._control = Connection(os.dup(self._sock.fileno()))
             self._errors = memfd.create_memfd("zygote-stderr")
             command = [sys.executable, "-I", "-B", "-c", _BOOT, package, str(theirs.fileno())]
@@ -188,3 +189,14 @@ class Zygote:
         size = os.fstat(self._errors).st_size
         tail = os.pread(self._errors, _LAST_WORDS, max(0, size - _LAST_WORDS))
         return printable(tail.decode("utf-8", "replace").strip())
+
+
+def _above_standard_streams(
+    pair: tuple[socket.socket, socket.socket],
+) -> tuple[socket.socket, socket.socket]:
+    """Where the caller has closed a standard stream, a new descriptor takes its number, and the
+    zygote's own standard streams would be put in its place."""
+    ours, theirs = pair
+    moved = socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3))
+    theirs.close()
+    return ours, moved

@@ -20,13 +20,6 @@ from sandbox import channel, confine, imports
 from sandbox.layers import Place, rlimits
 from sandbox.limits import ResolvedLimits
 
-# Kinds of frame.
-READY = 1
-REQUEST = 2
-REPLY = 3
-FAILED = 4  # the entry raised: "limit" or "" and a NUL, then words for people
-REFUSED = 5  # not even called
-
 _DETAIL = 2000  # characters
 _LIMIT_ERRNO = {
     errno.ENOMEM: "memory",
@@ -46,7 +39,7 @@ def main(place: Place) -> NoReturn:
         if not place.jail:
             imports.rename({inside: outside for outside, inside in renamed.items()})
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=place.channel)
-        channel.send(sock, READY, place.record.encode())
+        channel.send(sock, channel.READY, place.record.encode())
         _serve(sock, place)
         while True:
             signal.pause()
@@ -64,16 +57,16 @@ def _serve(sock: socket.socket, place: Place) -> None:
         if "rlimits" not in place.disabled:
             rlimits.for_request(place.plan, limits)
     except (ImportError, AttributeError, OSError) as error:
-        channel.send(sock, REFUSED, _words(error))
+        channel.send(sock, channel.REFUSED, _words(error))
         return
     gc.enable()
     try:
         reply, returned = entry(request, fds)
         if not isinstance(reply, (bytes, bytearray, memoryview)):
             raise TypeError(f"{order['entry']} must return (bytes, descriptors)")
-        channel.send(sock, REPLY, bytes(reply), returned)
+        channel.send(sock, channel.REPLY, bytes(reply), returned)
     except BaseException as error:
-        channel.send(sock, FAILED, _limit(error).encode() + b"\0" + _words(error))
+        channel.send(sock, channel.FAILED, _limit(error).encode() + b"\0" + _words(error))
 
 
 def _find(entry: str) -> Callable[[bytes, list[int]], tuple[bytes, list[int]]]:
