@@ -40,7 +40,8 @@ from .segments import Segments
 from .source import Source, SourceLike, check_sha256, open_source
 
 _ENTRY = "isoload.worker.main:main"
-_WARM_UP = "isoload.worker.main:warm_up"
+_WARM_UP = "isoload.worker.rehearsal:prepare"
+_REHEARSAL = "isoload.worker.rehearsal:rehearse"
 _PRELOAD = ("torch", "numpy", "safetensors", "msgspec", "isoload.worker.main")
 _MAX_MESSAGE = 2000
 
@@ -70,7 +71,11 @@ class Loader:
     ) -> None:
         self._policy = _checked_policy(policy, Policy())
         self._sandbox = Sandbox(
-            preload=_PRELOAD, warm_up=_WARM_UP, spares=spares, max_workers=max_workers
+            preload=_PRELOAD,
+            warm_up=_WARM_UP,
+            rehearsal=_REHEARSAL,
+            spares=spares,
+            max_workers=max_workers,
         )
         self._sandbox.start()
 

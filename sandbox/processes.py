@@ -71,7 +71,7 @@ class ZygoteGone(Exception):
 class Zygote:
     """A started zygote; `ready` waits until it serves."""
 
-    def __init__(self, preload: Sequence[str], warm_up: str | None) -> None:
+    def __init__(self, preload: Sequence[str], warm_up: str | None, rehearsal: str | None) -> None:
         if not sys.executable:
             raise SandboxError("sys.executable is empty: no Python to start a clean zygote with")
         self._lock = threading.Lock()
@@ -103,11 +103,13 @@ class Zygote:
             finally:
                 theirs.close()
             forks.register(self)
-        modules = [*preload, *([warm_up.partition(":")[0]] if warm_up else []), "sandbox"]
+        called = [name.partition(":")[0] for name in (warm_up, rehearsal) if name]
+        modules = [*preload, *called, "sandbox"]
         order = {
             "folders": imports.folders_of(modules),
             "preload": list(preload),
             "warm_up": warm_up,
+            "rehearsal": rehearsal,
         }
         with contextlib.suppress(OSError):  # it died at once: `ready` finds out why
             self._control.send_bytes(json.dumps(order).encode())

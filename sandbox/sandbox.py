@@ -38,6 +38,8 @@ class Sandbox:
 
     preload      modules that the zygote imports before it forks, by name
     warm_up      "package.module:function", called once in the zygote after the preload
+    rehearsal    "package.module:function", called in each spare while it waits for its request, so
+                 that the page faults of a first run lie behind it
     spares       workers kept confined and waiting, for speed
     max_workers  workers that may serve at one time; default: twice the CPUs, at least four
 
@@ -49,18 +51,21 @@ class Sandbox:
         *,
         preload: Sequence[str] = (),
         warm_up: str | None = None,
+        rehearsal: str | None = None,
         spares: int = 0,
         max_workers: int | None = None,
         _disable: Collection[str] = (),
     ) -> None:
         if isinstance(preload, str):
             raise TypeError("preload is a sequence of module names, not one string")
-        if warm_up is not None and not _NAME.fullmatch(warm_up):
-            raise ValueError(f'warm_up must be "package.module:function", not {warm_up!r}')
+        for name in (warm_up, rehearsal):
+            if name is not None and not _NAME.fullmatch(name):
+                raise ValueError(f'expected "package.module:function", not {name!r}')
         if spares < 0 or (max_workers is not None and max_workers < 1):
             raise ValueError("spares must be at least 0, and max_workers at least 1")
         self._preload = tuple(preload)
         self._warm_up = warm_up
+        self._rehearsal = rehearsal
         self._spares = spares
         self._max_workers = max_workers or max(4, 2 * (os.cpu_count() or 1))
         self._disabled = check_required(_disable)
@@ -184,7 +189,7 @@ class Sandbox:
                 zygote.stop()
                 zygote = None
             if zygote is None:
-                zygote = self._zygote = Zygote(self._preload, self._warm_up)
+                zygote = self._zygote = Zygote(self._preload, self._warm_up, self._rehearsal)
             return zygote
 
     def _serving(self) -> Zygote:
@@ -213,11 +218,11 @@ class Sandbox:
                 return worker
             self._retire(worker, lambda: None)
 
-    def _spawn(self, deadline: float, allowed: float) -> Worker:
+    def _spawn(self, deadline: float, allowed: float, *, spare: bool = False) -> Worker:
         for _ in range(2):
             worker: Worker | None = None
             try:
-                worker = Worker(self._serving(), self._disabled)
+                worker = Worker(self._serving(), self._disabled, spare=spare)
                 with self._lock:
                     self._workers.add(worker)
                 worker.confined(deadline)
@@ -263,7 +268,8 @@ class Sandbox:
     def _fill_now(self) -> None:
         try:
             while len(self._idle) < self._spares and not self._closed:
-                worker = self._spawn(time.monotonic() + _SPAWN_SECONDS, _SPAWN_SECONDS)
+                deadline = time.monotonic() + _SPAWN_SECONDS
+                worker = self._spawn(deadline, _SPAWN_SECONDS, spare=True)
                 with self._lock:
                     if not self._closed:
                         self._idle.append(worker)

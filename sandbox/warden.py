@@ -37,6 +37,7 @@ class Order:
     above: list[int]  # the folders in which the group's own folders lie
     groups: list[str]  # their names there
     disabled: frozenset[str]
+    spare: bool  # nobody is waiting for this worker yet
 
 
 def main(order: Order, plan: Plan) -> NoReturn:
@@ -47,7 +48,7 @@ def main(order: Order, plan: Plan) -> NoReturn:
         kernel.close_all_but(
             {0, 1, 2, plan.proc, order.channel, order.lifeline, *order.join, *order.above}
         )
-        place = Place(plan, Record(), order.disabled, order.channel, order.join)
+        place = Place(plan, Record(), order.disabled, order.channel, order.join, order.spare)
         confine.confine(confine.IN_THE_WARDEN, place)
         pid = os.fork()
         if pid == 0:

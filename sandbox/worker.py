@@ -30,6 +30,7 @@ _LIMIT_ERRNO = {
 }
 
 renamed: dict[str, str] = {}  # path outside → path inside, as the zygote taught this interpreter
+rehearsal: list[Callable[[], object]] = []  # what a spare runs while it waits: the zygote sets it
 
 
 def main(place: Place) -> NoReturn:
@@ -40,6 +41,9 @@ def main(place: Place) -> NoReturn:
             imports.rename({inside: outside for outside, inside in renamed.items()})
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=place.channel)
         channel.send(sock, channel.READY, place.record.encode())
+        if place.spare:
+            for rehearse in rehearsal:
+                rehearse()
         _serve(sock, place)
         while True:
             signal.pause()
@@ -53,7 +57,7 @@ def _serve(sock: socket.socket, place: Place) -> None:
     order = json.loads(head)
     limits = ResolvedLimits(**order["limits"])
     try:
-        entry = _find(order["entry"])
+        entry = find(order["entry"])
         if "rlimits" not in place.disabled:
             rlimits.for_request(place.plan, limits)
     except (ImportError, AttributeError, OSError) as error:
@@ -69,7 +73,8 @@ def _serve(sock: socket.socket, place: Place) -> None:
         channel.send(sock, channel.FAILED, _limit(error).encode() + b"\0" + _words(error))
 
 
-def _find(entry: str) -> Callable[[bytes, list[int]], tuple[bytes, list[int]]]:
+def find(entry: str) -> Callable[..., Any]:
+    """What "package.module:function" names."""
     module, _, name = entry.partition(":")
     found: Any = importlib.import_module(module)
     for part in name.split("."):

@@ -69,9 +69,10 @@ class Worker:
     _limits: ResolvedLimits  # set by `run`
     _began: float
 
-    def __init__(self, zygote: Zygote, disabled: frozenset[str]) -> None:
+    def __init__(self, zygote: Zygote, disabled: frozenset[str], *, spare: bool) -> None:
         """Order one of the zygote; `confined` waits for it. ZygoteGone where there is nobody."""
         self._disabled = disabled
+        self._spare = spare
         self._ending = threading.Lock()
         self._pid = 0
         self._pidfd = -1
@@ -103,6 +104,7 @@ class Worker:
             "joins": len(joins),
             "groups": [name for _, name in above],
             "disabled": sorted(self._disabled),
+            "spare": self._spare,
         }
         fds = [sock.fileno(), lifeline.fileno(), *joins, *(fd for fd, _ in above)]
         zygote.order(message, fds)

@@ -58,8 +58,9 @@ def _prepare(order: dict[str, Any]) -> Plan:
     for name in order["preload"]:
         importlib.import_module(name)
     if order["warm_up"]:
-        module, _, name = order["warm_up"].partition(":")
-        getattr(importlib.import_module(module), name)()
+        worker.find(order["warm_up"])()
+    if order["rehearsal"]:
+        worker.rehearsal.append(worker.find(order["rehearsal"]))
     with contextlib.suppress(OSError):  # no netlink here: each worker's proof will say so
         network.warm_up()
     names = imports.Names()
@@ -96,6 +97,7 @@ def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> None:
                 above=fds[2 + joins :],
                 groups=groups,
                 disabled=frozenset(order["disabled"]),
+                spare=order["spare"],
             ),
             plan,
         )

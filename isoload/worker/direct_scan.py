@@ -13,7 +13,7 @@ original:
 | MARK TUPLE REDUCE BINPERSID STOP | a stack of stacks; arguments may be any iterable | one stack with a fence; arguments are a tuple | kept: what C takes, torch takes |
 | SETITEM SETITEMS | dict, OrderedDict, Counter | anything with `__setitem__` | kept: nothing else on the stack has it (see EMPTY_LIST) |
 | APPEND APPENDS | list | anything with `extend` or `append` | kept: nothing else on the stack has them |
-| MARK APPENDS, MARK SETITEMS | the type is checked | nothing to do: not checked | handed over |
+| MARK APPENDS, MARK SETITEMS | the type is checked | nothing to do: not checked | handed over, but kept directly after APPENDS or SETITEMS: those have found the same object to be a list or a mapping |
 | EMPTY_LIST | list | list, which takes SETITEM too | replaced by a list class without `__setitem__` |
 | BUILD | by type: Tensor, Parameter, OrderedDict … | `__setstate__`, else `__dict__`; None is skipped | replaced by a call that takes an OrderedDict and a dict |
 | GLOBAL | a table of names, after Python 2's names are mapped | find_class | kept, where the name is in our part of torch's table |
@@ -71,7 +71,8 @@ def _opcodes(high: str) -> re.Pattern[bytes]:
     shape = rf"(?:\)|{number}(?:\x85|{number}(?:\x86|{number}\x87)){put}|\((?:{number}){{4}}t{put})"
     storage = rf"\(h.h.{_text(16)}{put}h.{number}N?t{put}Q"
     rebuild_tensor = rf"h.\({storage}{number}{shape}{shape}[\x88\x89]h.\)R{put}t{put}R{put}"
-    bare = r"\((?![ue])|[)}Nt\x85-\x89QRsaeu]"
+    # "u(u" and "e(e": what ends a dict or list whose length is a multiple of the pickler's batch.
+    bare = r"u\(u|e\(e|\((?![ue])|[)}Nt\x85-\x89QRsaeu]"
     one = rf"[Kqh].|r..{high}|{bare}|j....|M..|J....|G.{{8}}|{_text(_LONGEST)}"
     return re.compile(f"(?:{rebuild_tensor}|{one}){{0,{_RUN}}}".encode("latin-1"), re.DOTALL)
 

@@ -105,11 +105,15 @@ def warm_up() -> None:
     set up.
     """
     torch.set_num_threads(1)
-    weights = {"weight": torch.zeros(2, 2), "steps": 1}
+    # One for each reader: direct, torch's own weights_only, inert.
+    values = (
+        {"weight": torch.zeros(2, 2), "steps": 1},
+        {"weight": torch.zeros(1, dtype=torch.complex64).conj()},
+        {"weight": torch.zeros(1), "range": range(2)},
+    )
     for zipped in (True, False):
-        for loadable in (True, False):
+        for value in values:
             file = io.BytesIO()
-            value = weights if loadable else {"weight": torch.zeros(1), "range": range(2)}
             torch.save(value, file, _use_new_zipfile_serialization=zipped)
             fd = os.memfd_create("warm-up", os.MFD_CLOEXEC)
             os.write(fd, file.getvalue())

@@ -17,7 +17,7 @@ import torch
 from isoload import manifest
 from sandbox import create_memfd
 
-from .main import main
+from .main import main, warm_up
 
 _TENSORS = 64
 """As many as make the memory of a small load; more would cost a spare more than they save."""
@@ -32,7 +32,8 @@ def _order() -> tuple[bytes, bytes]:
 
 
 def prepare() -> None:
-    """In the zygote: make the checkpoint."""
+    """In the zygote: open one file of each common kind, and make the checkpoint of `rehearse`."""
+    warm_up()
     _order()
 
 

@@ -96,4 +96,5 @@ class Place:
     disabled: frozenset[str]
     channel: int  # to the parent
     join: list[int]  # cgroup.procs files
+    spare: bool  # nobody is waiting for this worker yet
     jail: bool = False  # has the new root been built?

@@ -74,8 +74,8 @@ class Group:
                 group._parts.append(part)
                 group._by.update(dict.fromkeys(controllers, part))
                 flags = os.O_WRONLY | os.O_CLOEXEC
-                # v1: a worker joins while it has one thread, and moving a thread takes 0.06 ms where
-                # moving a process waits for a grace period of the kernel, 9 to 15 ms.
+                # v1: a worker joins while it has one thread. To move a thread takes 0.06 ms; to
+                # move a process, a grace period of the kernel: 9 to 15 ms.
                 joins = "tasks" if host.version == 1 else "cgroup.procs"
                 group.join_fds.append(os.open(joins, flags, dir_fd=part.fd))
             swap = group.apply(limits)

@@ -53,7 +53,8 @@ def restrict(place: Place) -> str:
             rights = _READ_FILE | (_READ_DIR if bind.folder else 0)
             if bind.inside == "/dev/null":
                 rights |= _WRITE_FILE
-            _allow(ruleset, bind.inside if place.jail else bind.host, rights)
+            if place.jail or os.access(bind.host, os.R_OK):  # else it can be read in no case
+                _allow(ruleset, bind.inside if place.jail else bind.host, rights)
         if place.jail:
             _allow(ruleset, "/tmp", handled & ~(_EXECUTE | _MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV))
         kernel.landlock_restrict_self(ruleset)

@@ -42,8 +42,6 @@ def no_new_privileges(place: Place) -> str:
 
 
 def no_capabilities(place: Place) -> str:
-    if os.getresuid() != (NOBODY,) * 3 or os.getresgid() != (NOBODY,) * 3:
-        raise kernel.refused(f"uid is {os.getuid()}, not {NOBODY}", 0)
     kernel.prctl(kernel.PR_CAP_AMBIENT, "PR_CAP_AMBIENT", kernel.PR_CAP_AMBIENT_CLEAR_ALL)
     if kernel.effective_capabilities():
         kernel.prctl(kernel.PR_SET_SECUREBITS, "PR_SET_SECUREBITS", _SECUREBITS)
@@ -53,6 +51,8 @@ def no_capabilities(place: Place) -> str:
             except OSError:
                 break  # past the kernel's last capability
     kernel.drop_capabilities()
+    if os.getresuid() != (NOBODY,) * 3 or os.getresgid() != (NOBODY,) * 3:
+        raise kernel.refused(f"uid is {os.getuid()}, not {NOBODY}", 0)
     return "no capabilities"
 
 

@@ -401,6 +401,18 @@ def is_warm(request: bytes, fds: list[int]) -> Answer:
     return _json(warmed)
 
 
+rehearsed = False
+
+
+def rehearse() -> None:
+    global rehearsed
+    rehearsed = True
+
+
+def is_rehearsed(request: bytes, fds: list[int]) -> Answer:
+    return _json(rehearsed)
+
+
 def start_a_thread() -> None:
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
 

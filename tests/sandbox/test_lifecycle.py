@@ -334,6 +334,17 @@ def test_a_warm_up_runs_once_in_the_zygote(isolated: Sandbox) -> None:
         assert box.run(f"{ENTRIES}:is_warm", b"").data == b"true"
 
 
+@pytest.mark.parametrize(("spares", "rehearsed"), [(0, b"false"), (1, b"true")])
+def test_a_rehearsal_runs_in_spares_alone(isolated: Sandbox, spares: int, rehearsed: bytes) -> None:
+    rehearsal = f"{ENTRIES}:rehearse"
+    with Sandbox(preload=[ENTRIES], rehearsal=rehearsal, spares=spares) as box:
+        box.start()
+        deadline = time.monotonic() + 60
+        while len(box._idle) < spares and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert box.run(f"{ENTRIES}:is_rehearsed", b"").data == rehearsed
+
+
 @pytest.mark.parametrize(
     ("preload", "warm_up", "words"),
     [

@@ -130,6 +130,20 @@ def test_a_long_state_dict_is_read_in_batches_as_torch_saves_it() -> None:
     same(saved(OrderedDict((f"layer.{i}.weight", torch.full((1,), i)) for i in range(2_500))))
 
 
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2000, 10_000])
+def test_a_length_that_is_a_multiple_of_the_picklers_batch(count: int) -> None:
+    # The pickler ends such a dict or list with an empty batch.
+    same(saved({f"layer.{i}.weight": torch.full((1,), i) for i in range(count)}))
+    same(saved([*range(count)]))
+
+
+@pytest.mark.parametrize(
+    "body", [b"K\x01(u", b"K\x01(e", b"](u", b"}(e", b"}(K\x01K\x02u(e", b"](K\x01e(u"]
+)
+def test_an_empty_batch_on_what_is_not_known_to_take_it_is_handed_over(body: bytes) -> None:
+    assert direct(archive(b"\x80\x02" + body + b".")) is None
+
+
 @pytest.mark.parametrize(
     "shape", [(), (1,), (300,), (70_000,), (2, 300), (2, 3, 4), (1, 2, 3, 4, 5)]
 )
