@@ -1,0 +1,197 @@
+"""Many loads, honest, hostile and killed, leave nothing; and a host that has no more of something."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import isoload
+from sandbox import Limits, Sandbox, SandboxError
+from tests.attacks import outside, soak
+from tests.attacks.conftest import ENTRIES, required_or_skip
+
+pytestmark = pytest.mark.isolation
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT, THREADS = 500, 8
+ECHO = f"{ENTRIES}.resources:echo"
+HOLD = f"{ENTRIES}.resources:hold"
+
+
+@pytest.fixture
+def fresh():
+    """A sandbox of its own, whose processes a test may kill."""
+    with Sandbox(preload=[f"{ENTRIES}.resources", f"{ENTRIES}.processes"], spares=1) as box:
+        required_or_skip(box)
+        yield box
+
+
+def test_five_hundred_loads_leave_nothing_behind(box):
+    """Line 36: half of them hostile, some killed at random; all ended in time."""
+    soak.soak(64, THREADS)
+    before, memory, maps = outside.settled(), soak.resident(), soak.mappings()
+    outcome = soak.soak(COUNT, THREADS, seed=7)
+    assert sum(outcome.ends.values()) == COUNT
+    assert outcome.ends["honest"] > COUNT / 4
+    changed = outside.changes(before)
+    assert not changed
+    assert soak.resident() - memory < soak.GROWTH
+    assert soak.mappings() - maps < 64
+
+
+def below(box):
+    return [p for p in outside.descendants() if p.pid != box._zygote.pid]
+
+
+def test_a_dead_zygote_is_replaced_and_the_log_says_so(fresh, caplog):
+    """Line 36: killed while nobody waits, and while a run is under way."""
+    assert fresh.run(ECHO, b"a").data == b"a"
+    for _ in range(3):
+        os.kill(fresh._zygote.pid, signal.SIGKILL)
+        with caplog.at_level(logging.WARNING):
+            assert fresh.run(ECHO, b"b").data == b"b"
+    assert "zygote" in caplog.text
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.003, 0.01, 0.03, 0.1])
+def test_a_run_survives_whoever_is_killed_or_raises_a_sandbox_error(fresh, moment):
+    """Line 36: wardens, workers and spares, at each stage of a run."""
+    fresh.run(ECHO, b"")
+    for _ in range(4):
+        timer = threading.Timer(moment, lambda: [_kill(process) for process in below(fresh)])
+        timer.start()
+        started = time.monotonic()
+        with contextlib.suppress(SandboxError):
+            assert fresh.run(ECHO, b"x", (), Limits(wall=20)).data == b"x"
+        assert time.monotonic() - started < 20 + outside.PATIENCE
+        timer.join()
+    assert fresh.run(ECHO, b"y").data == b"y"
+
+
+def _kill(process):
+    with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+        process.kill()
+
+
+def test_a_worker_does_not_outlive_its_warden(fresh):
+    """Line 23: the supervisor is killed, and the worker with it."""
+    with outside.held(fresh) as worker:
+        warden = worker.parent()
+        warden.kill()
+        assert outside.wait_until(lambda: not worker.is_running() or worker.status() == "zombie")
+
+
+def test_a_worker_does_not_outlive_a_killed_zygote_and_sandbox(fresh):
+    """Line 23: first the zygote, then the sandbox is closed: nothing is left below."""
+    with outside.held(fresh):
+        fresh._zygote._process.kill()
+        fresh.close()
+        assert outside.wait_until(lambda: not outside.cgroups())
+
+
+def test_without_descriptors_a_run_fails_and_the_next_is_well(fresh):
+    """Line 36: EMFILE in the parent, with none to a few left."""
+    fresh.run(ECHO, b"")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in (0, 2, 5, 9, 14):
+        opened = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 1 + spare, hard))
+        try:
+            with contextlib.suppress(SandboxError, OSError):
+                fresh.run(ECHO, b"x", (), Limits(wall=10))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert fresh.run(ECHO, b"well").data == b"well"
+
+
+def test_a_spare_whose_group_vanished_is_replaced(fresh):
+    """Line 36: somebody has killed the spare and removed its control group."""
+    fresh.run(ECHO, b"")
+    outside.wait_until(lambda: fresh._idle)
+    for process in below(fresh):
+        _kill(process)
+    for group in outside.cgroups():
+        outside.wait_until(lambda group=group: _removed(group))
+    assert fresh.run(ECHO, b"well").data == b"well"
+
+
+def _removed(group):
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+    return not os.path.exists(group)
+
+
+def test_a_clock_that_jumps_changes_no_deadline(fresh, monkeypatch):
+    """Line 26: the wall clock goes back and forth; deadlines are by the monotonic one."""
+    for jump in (-1e9, 1e9, 0.0):
+        monkeypatch.setattr(time, "time", lambda jump=jump: jump)
+        assert fresh.run(ECHO, b"x", (), Limits(wall=30)).data == b"x"
+        with pytest.raises(SandboxError):
+            fresh.run(HOLD, b"", (), Limits(wall=0.3))
+
+
+FAULTS = {
+    "memory": "resource.setrlimit(resource.RLIMIT_AS, (size + {amount}, size + {amount}))",
+    "file size": "resource.setrlimit(resource.RLIMIT_FSIZE, ({amount}, {amount}))",
+    "processes": "resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))",
+}
+
+
+@pytest.mark.parametrize("amount", [1 << 16, 1 << 20, 8 << 20])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_host_that_has_no_more_ends_a_load_with_an_error(fault, amount):
+    """Line 36: ENOMEM, EFBIG and EAGAIN in the parent: an error, never a hang or a crash."""
+    code = f"""
+import io, os, resource, sys, torch, isoload
+buffer = io.BytesIO()
+torch.save({{"weight": torch.ones(1 << 20)}}, buffer)
+with isoload.Loader(spares=0) as loader:
+    loader.load(buffer.getvalue(), "cpu")
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    {FAULTS[fault].format(amount=amount)}
+    for _ in range(3):
+        try:
+            loader.load(buffer.getvalue(), "cpu")
+        except (isoload.IsoloadError, OSError, MemoryError, RuntimeError) as error:
+            assert not isinstance(error, isoload.InternalError), error
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
+
+
+def test_many_threads_of_one_loader_close_it_meanwhile():
+    """Line 29: close() during loads of eight threads: each ends, with a result or an error."""
+    loader = soak.taken_over(spares=1)
+    required_or_skip(loader._sandbox)
+    ends = []
+
+    def work():
+        for _ in range(20):
+            try:
+                loader.load(soak.GOOD, "cpu")
+                ends.append("well")
+            except (isoload.IsoloadError, RuntimeError, ValueError) as error:
+                ends.append(type(error).__name__)
+
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    started = time.monotonic()
+    loader.close()
+    assert time.monotonic() - started < 15
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(ends) == 20 * THREADS
