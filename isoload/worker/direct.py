@@ -28,7 +28,7 @@ from .direct_graph import ALLOWED, execute
 from .direct_legacy import MAGIC, read_legacy
 from .direct_nodes import describe
 from .direct_scan import scan
-from .direct_zip import Source, Stored, read_records
+from .direct_zip import Source, Stored, read_archive
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,15 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _read_zip(source: Source, request: manifest.Request) -> Direct | None:
-    records = read_records(source)
-    if records is None:
+    archive = read_archive(source)
+    if archive is None:
         return None
-    offset, size = records["data.pkl"]
+    offset, size = archive.records["data.pkl"]
     program = scan(bytes(source.view[offset : offset + size]), 0, ALLOWED)
     if program is None:
         return None
-    storages = Stored(records, crosses=request.tensors)
+    storages = Stored(archive.records, crosses=request.tensors)
     root, nodes = describe(execute(program.code, storages), request.max_nodes)
+    if not archive.is_intact(source.view):
+        return None
     return Direct(manifest.Graph(root, nodes, storages.table), "zip", program.globals)

@@ -21,7 +21,7 @@ import re
 import struct
 import sys
 import zlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -79,17 +79,30 @@ class Source(Protocol):
     def file(self) -> IO[bytes]: ...
 
 
-def read_records(source: Source) -> Records | None:
-    """Every record of the archive, or None where torch should be asked for each."""
+class Archive(NamedTuple):
+    """Every record of an archive, and their CRCs where they are few enough bytes to check."""
+
+    records: Records
+    sums: list[int]
+
+    def is_intact(self, view: memoryview) -> bool:
+        """Whether the CRCs hold. Last of all: it takes longer than all else in a small file."""
+        crc32 = zlib.crc32
+        pairs = zip(self.records.values(), self.sums, strict=False)
+        return all(crc32(view[at : at + size]) == known for (at, size), known in pairs)
+
+
+def read_archive(source: Source) -> Archive | None:
+    """Where everything lies, or None where torch should be asked for each record."""
     try:
         reader = torch._C.PyTorchFileReader(source.file())
         names: list[str] = reader.get_all_records()
         reader.serialization_id()
-        records = _records(source.view, names)
-        _check_settings(source.view, records)
+        archive = _archive(source.view, names)
+        _check_settings(source.view, archive.records)
     except (Unusual, RuntimeError, ValueError, UnicodeError, struct.error):
         return None
-    return records
+    return archive
 
 
 class Stored:
@@ -171,7 +184,7 @@ def _structs(data: np.ndarray, at: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return rows
 
 
-def _records(view: memoryview, names: list[str]) -> Records:
+def _archive(view: memoryview, names: list[str]) -> Archive:
     offset, size, count = _directory(view)
     data = np.frombuffer(view, dtype=np.uint8)
     directory = data[offset : offset + size]
@@ -203,12 +216,9 @@ def _records(view: memoryview, names: list[str]) -> Records:
     _require(
         len({name.lower() for name in names}) == count and not any(n[-1:] == "/" for n in names)
     )
-    pairs = list(zip(begins.tolist(), sizes.tolist(), strict=True))
-    if int(sizes.sum()) <= CRC_LIMIT:
-        crc32 = zlib.crc32
-        expected = entries["crc"].tolist()
-        _require([crc32(view[begin : begin + size]) for begin, size in pairs] == expected)
-    return dict(zip(names, pairs, strict=True))
+    places = zip(begins.tolist(), sizes.tolist(), strict=True)
+    sums = entries["crc"].tolist() if int(sizes.sum()) <= CRC_LIMIT else []
+    return Archive(dict(zip(names, places, strict=True)), sums)
 
 
 def _entries(directory: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from isoload import manifest
 from isoload.worker import direct_graph, direct_nodes, direct_scan
 from isoload.worker.direct import read_direct
-from isoload.worker.direct_zip import Stored, read_records
+from isoload.worker.direct_zip import Stored, read_archive
 
 from .graphs import Difference, build, compare
 from .programs import (
@@ -425,9 +425,11 @@ def test_the_records_are_where_torch_says() -> None:
 
 def agree(data: bytes) -> bool:
     """Whether the records were read; each is then where torch's reader finds it."""
-    records = read_records(source_of(data))
-    if records is None:
+    source = source_of(data)
+    found = read_archive(source)
+    if found is None or not found.is_intact(source.view):
         return False
+    records = found.records
     reader = torch._C.PyTorchFileReader(io.BytesIO(data))
     assert list(records) == reader.get_all_records()
     for name, (offset, size) in records.items():
