@@ -176,6 +176,12 @@ class _Storages:
         if wanted.key not in self._made:
             self._tags.note(root, wanted.location)
             self._made[wanted.key] = typed(root, wanted.dtype)
+        elif not root.nbytes():
+            # torch tells its storages apart by address, and these have none: each is a new one,
+            # of the type that its own id names.
+            root = torch.UntypedStorage(0)
+            self._tags.note(root, wanted.location)
+            self._made[wanted.key] = typed(root, wanted.dtype)
         view = wanted.rest[0] if wanted.rest else None
         return self._made[wanted.key] if view is None else self._view(root, view, wanted.dtype)
 

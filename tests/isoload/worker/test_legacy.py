@@ -72,6 +72,17 @@ def test_views_of_one_storage_share_it(reader: str, monkeypatch: pytest.MonkeyPa
     assert reading.location(part.untyped_storage()) == "cuda:1"
 
 
+def test_empty_views_of_different_types_keep_their_types() -> None:
+    pair = torch.empty(0, dtype=torch.complex64).conj()
+    data = legacy([pair, pair.imag, range(1)])
+    expected = torch.load(io.BytesIO(data), weights_only=False)
+    loaded: Any = read(data).root
+    assert [tensor.dtype for tensor in loaded[:2]] == [tensor.dtype for tensor in expected[:2]]
+    assert [tensor.is_neg() for tensor in loaded[:2]] == [False, True]
+    first, second = (tensor.untyped_storage()._cdata for tensor in loaded[:2])
+    assert first != second
+
+
 def test_a_module_saved_with_its_source_is_a_record() -> None:
     cls = _Saved("module", _Reference("some.place", "Net"), "net.py", "class Net: pass")
     reading = read(_file({"net": cls}, {}))
