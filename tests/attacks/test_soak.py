@@ -1,4 +1,4 @@
-"""Many loads, honest, hostile and killed, leave nothing; and a host that has no more of something."""
+"""Many loads, honest, hostile and killed, leave nothing; and a host that has no more of it."""
 
 from __future__ import annotations
 
