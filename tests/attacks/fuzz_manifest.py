@@ -40,11 +40,12 @@ def timed(data: bytes) -> None:
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    fuzzing.one(fuzzing.seeds()["everything"])  # what is imported at first use takes seconds
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in fuzzing.seeds().items():
         (folder / name).write_bytes(data)
-    options = [sys.argv[0], "-timeout=0", *sys.argv[2:], str(folder), str(fuzzing.CORPUS)]
+    options = [sys.argv[0], "-timeout=100000", *sys.argv[2:], str(folder), str(fuzzing.CORPUS)]
     atheris.Setup(options, timed, custom_mutator=mutate)
     atheris.Fuzz()
 

@@ -26,6 +26,10 @@ PATIENCE = 10.0
 """Seconds that something may take on a loaded machine before it counts as never."""
 
 
+_NOT_THE_LOADS = frozenset({"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"})
+"""What pytest sets, and torch itself when its nested tensors are imported."""
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """The condition's value as soon as it is true, or what it is when the time is over."""
     until = time.monotonic() + seconds
@@ -72,7 +76,7 @@ def state() -> dict[str, Any]:
         "processes": len(descendants()),
         "threads": threading.active_count(),
         "cgroups": len(cgroups()),
-        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+        "environment": {k: v for k, v in os.environ.items() if k not in _NOT_THE_LOADS},
         "folder": os.getcwd(),
         "ids": (os.getresuid(), os.getresgid(), os.umask(os.umask(0o22))),
         "signals": [str(signal.getsignal(number)) for number in range(1, 32)],
@@ -119,6 +123,9 @@ def changes(before: dict[str, Any], seconds: float = PATIENCE) -> dict[str, Any]
 def _difference(before: Any, now: Any) -> Any:
     if isinstance(before, collections.Counter):
         return {"gone": before - now, "new": now - before}
+    if isinstance(before, dict):
+        keys = before.keys() | now.keys()
+        return {k: (before.get(k), now.get(k)) for k in keys if before.get(k) != now.get(k)}
     return before, now
 
 

@@ -231,7 +231,14 @@ def test_forged_weights_are_not_detected_but_a_changed_file_is(taken_over, loade
         )
 
 
-@pytest.mark.parametrize("mmap", [False, True])
+OWN_FILE = pytest.mark.xfail(
+    os.geteuid() != 0,
+    reason="an unprivileged caller's worker is the file's owner: SECURITY.md, `mmap=True`",
+    strict=True,
+)
+
+
+@pytest.mark.parametrize("mmap", [False, pytest.param(True, marks=OWN_FILE)])
 def test_the_file_is_as_it_was(taken_over, attack, tmp_path, mmap):
     """Line 15: its bytes, size, mode, owner, times, attributes; the caller's position and flags."""
     file = tmp_path / "model.pt"
@@ -246,6 +253,17 @@ def test_the_file_is_as_it_was(taken_over, attack, tmp_path, mmap):
         assert os.get_blocking(opened.fileno())
         assert opened.tell() == file.stat().st_size
     assert _facts(file) == before
+
+
+def test_the_bytes_of_a_mapped_file_are_as_they_were(taken_over, tmp_path):
+    """Line 15: whatever becomes of the file's mode, nothing is written through its descriptor."""
+    file = tmp_path / "model.pt"
+    file.write_bytes(calling("shared:spoil"))
+    with pytest.raises(isoload.IsoloadError):
+        taken_over.load(file, mmap=True)
+    assert file.read_bytes() == calling("shared:spoil")
+    assert file.stat().st_nlink == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
 def _facts(file):
