@@ -376,11 +376,16 @@ def test_nothing_is_left_of_a_sandbox_whose_program_was_killed(delegated):
     program.kill()
     program.wait()
     deadline = time.monotonic() + 20  # a second on real hardware
-    while time.monotonic() < deadline and any(entry.is_dir() for entry in delegated.iterdir()):
+    while time.monotonic() < deadline and _lived_in(delegated):
         time.sleep(0.05)
-    assert not [entry for entry in delegated.iterdir() if entry.is_dir()]
-    assert (delegated / "cgroup.procs").read_text() == ""
+    assert not _lived_in(delegated)
     assert (delegated / "cgroup.subtree_control").read_text().split() == []
+
+
+def _lived_in(folder: Path) -> list[str]:
+    """The subgroups of a group and its processes."""
+    below = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    return below + (folder / "cgroup.procs").read_text().split()
 
 
 # -- where the own group is: recorded hosts ----------------------------------------------------
