@@ -50,7 +50,8 @@ class Policy:
 
     @classmethod
     def strict(cls) -> Policy:
-        """Only what `torch.load(weights_only=True)` accepts."""
+        """Of pickles only what `torch.load(weights_only=True)` accepts; and what holds none, as
+        safetensors and .npy."""
         return cls(fallback="none")
 
     @classmethod

@@ -76,8 +76,8 @@ def _may_be_inert(reading: Reading, request: manifest.Request) -> bool:
     if request.fallback != "none":
         return True
     allowed = set(request.safe_globals)
-    if not allowed:
-        return False
+    if not allowed or not reading.attempts[0].globals:
+        return False  # weights_only refused it for another reason than a class
     return all(name in allowed or name in _get_allowed_globals() for name in reading.globals)
 
 

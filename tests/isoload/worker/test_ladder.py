@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from collections import Counter, OrderedDict
 from typing import Any
@@ -46,6 +47,11 @@ def test_a_strict_policy_opens_the_classes_that_the_caller_lists() -> None:
     assert read(data, "none", safe=("builtins.range",)).reader == "inert"
     with pytest.raises(Refused):
         read(data, "none", safe=("builtins.slice",))
+
+
+def test_a_strict_policy_opens_no_plain_pickle_whatever_the_caller_lists() -> None:
+    with pytest.raises(Refused):
+        read(pickle.dumps([1, 2]), "none", safe=("builtins.range",))
 
 
 def _full(monkeypatch: pytest.MonkeyPatch, fallback: str) -> list[str]:
