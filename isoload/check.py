@@ -244,6 +244,8 @@ class _Checker:
         if node.dtype not in _QUANTIZED:
             raise ManifestError("quantization parameters without a quantized dtype")
         self.strided(node, _QUANTIZED[node.dtype])
+        if node.flags & (m.CONJ | m.NEG):  # torch crashes over a quantized tensor with either
+            raise ManifestError("a quantized tensor with the flags of another")
         if abs(node.zero_point) > MAX_INT:
             raise ManifestError("a zero point beyond 64 bits")
         if node.axis == NONE:
