@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import isoload
+from sandbox import Layer, probe
 
 MUST_ISOLATE = os.environ.get("ISOLOAD_TESTS_MUST_ISOLATE") == "1"
 
@@ -31,10 +32,21 @@ def corpus() -> Path:
     return CORPUS
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    report = yield
-    if MUST_ISOLATE and report.skipped and item.get_closest_marker("isolation"):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid}: may not be skipped where ISOLOAD_TESTS_MUST_ISOLATE=1"
-    return report
+@pytest.fixture(scope="session")
+def lacking() -> tuple[Layer, ...]:
+    """The layers that the default policy requires and this host cannot give."""
+    return probe().missing()
+
+
+@pytest.fixture(autouse=True)
+def _isolation(request: pytest.FixtureRequest) -> None:
+    """A test marked `isolation` is skipped where a worker cannot be confined, or fails there if it
+    was said that it can."""
+    if request.node.get_closest_marker("isolation") is None:
+        return
+    missing = request.getfixturevalue("lacking")
+    if missing:
+        why = "; ".join(f"{layer.name}: {layer.cause}" for layer in missing)
+        if MUST_ISOLATE:
+            pytest.fail(f"ISOLOAD_TESTS_MUST_ISOLATE=1, and this host cannot isolate: {why}")
+        pytest.skip(why)
