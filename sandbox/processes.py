@@ -154,10 +154,14 @@ class Zygote:
     def gone(self) -> bool:
         return self._process.poll() is not None
 
-    def death(self) -> str:
-        """How it ended, in words."""
+    def await_end(self) -> None:
+        """Where it is dying, until it is dead: its descriptors are closed a little before that."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_STOP_SECONDS)
+
+    def death(self) -> str:
+        """How it ended, in words."""
+        self.await_end()
         return f"exit status {self._process.returncode}; {self._words()}"
 
     def stop(self) -> None:

@@ -221,8 +221,9 @@ class Sandbox:
     def _spawn(self, deadline: float, allowed: float, *, spare: bool = False) -> Worker:
         for _ in range(2):
             worker: Worker | None = None
+            zygote = self._serving()
             try:
-                worker = Worker(self._serving(), self._disabled, spare=spare)
+                worker = Worker(zygote, self._disabled, spare=spare)
                 with self._lock:
                     self._workers.add(worker)
                 worker.confined(deadline)
@@ -230,6 +231,7 @@ class Sandbox:
                 return worker
             except ZygoteGone:
                 self._retire(worker, lambda: None)
+                zygote.await_end()
             except TimeoutError:
                 self._retire(worker, lambda: None)
                 raise LimitError("wall", allowed, "no worker was confined in time") from None

@@ -7,9 +7,9 @@ import contextlib
 import gc
 import os
 import re
-import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -26,6 +26,7 @@ PATIENCE = 10.0
 """Seconds that something may take on a loaded machine before it counts as never."""
 
 
+HOLD = "tests.attacks.entries.resources:hold"
 _NOT_THE_LOADS = frozenset({"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"})
 """What pytest sets, and torch itself when its nested tensors are imported."""
 
@@ -185,24 +186,16 @@ def status_of(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def innermost(known: set[int]) -> psutil.Process | None:
-    """The worker among the new processes: the one that is first in a pid namespace of its own."""
-    for process in new_descendants(known):
-        with contextlib.suppress(OSError, psutil.Error):
-            if status_of(process.pid).get("NSpid", "").split()[1:] == ["1"]:
-                return process
-    return None
-
-
 @contextlib.contextmanager
 def held(box: Sandbox, errors: list[SandboxError] | None = None) -> Iterator[psutil.Process]:
     """A worker in the middle of its entry, to be looked at from outside; it ends with the block."""
-    known = {process.pid for process in descendants()}
-    read, write = os.pipe()
+    here, there = socket.socketpair()
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    here.settimeout(PATIENCE)
 
     def work() -> None:
         try:
-            box.run("tests.attacks.entries.resources:hold", b"", [write], Limits(wall=60))
+            box.run(HOLD, b"", [there.fileno()], Limits(wall=60))
         except SandboxError as error:
             if errors is not None:
                 errors.append(error)
@@ -210,9 +203,9 @@ def held(box: Sandbox, errors: list[SandboxError] | None = None) -> Iterator[psu
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        assert select.select([read], [], [], PATIENCE)[0], "no worker came up"
-        worker = innermost(known)
-        assert worker is not None, "the worker is not among the descendants"
+        # The kernel tells who sent it, by the pid that counts here. unix(7), SCM_CREDENTIALS
+        _, ((_, _, credentials),), _, _ = here.recvmsg(1, socket.CMSG_SPACE(12))
+        worker = psutil.Process(struct.unpack("3i", credentials)[0])
         try:
             yield worker
         finally:
@@ -220,6 +213,6 @@ def held(box: Sandbox, errors: list[SandboxError] | None = None) -> Iterator[psu
                 worker.kill()
     finally:
         thread.join(PATIENCE)
-        os.close(read)
-        os.close(write)
+        here.close()
+        there.close()
     assert not thread.is_alive(), "the run did not end with its worker"

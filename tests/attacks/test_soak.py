@@ -76,7 +76,13 @@ def test_a_run_survives_whoever_is_killed_or_raises_a_sandbox_error(fresh, momen
             assert fresh.run(ECHO, b"x", (), Limits(wall=20)).data == b"x"
         assert time.monotonic() - started < 20 + outside.PATIENCE
         timer.join()
-    assert fresh.run(ECHO, b"y").data == b"y"
+    assert outside.wait_until(lambda: well(fresh))
+
+
+def well(box):
+    """Does a run succeed? A spare that was killed a moment ago may still be handed out."""
+    with contextlib.suppress(SandboxError):
+        return box.run(ECHO, b"well").data == b"well"
 
 
 def _kill(process):
@@ -123,7 +129,7 @@ def test_a_spare_whose_group_vanished_is_replaced(fresh):
         _kill(process)
     for group in outside.cgroups():
         outside.wait_until(lambda group=group: _removed(group))
-    assert fresh.run(ECHO, b"well").data == b"well"
+    assert outside.wait_until(lambda: well(fresh))
 
 
 def _removed(group):
@@ -142,15 +148,14 @@ def test_a_clock_that_jumps_changes_no_deadline(fresh, monkeypatch):
 
 
 FAULTS = {
-    "memory": "resource.setrlimit(resource.RLIMIT_AS, (size + {amount}, size + {amount}))",
-    "file size": "resource.setrlimit(resource.RLIMIT_FSIZE, ({amount}, {amount}))",
+    "memory": "resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), size + (1 << 20)))",
+    "file size": "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))",
     "processes": "resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))",
 }
 
 
-@pytest.mark.parametrize("amount", [1 << 16, 1 << 20, 8 << 20])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_host_that_has_no_more_ends_a_load_with_an_error(fault, amount):
+def test_a_host_that_has_no_more_ends_a_load_with_an_error(fault):
     """Line 36: ENOMEM, EFBIG and EAGAIN in the parent: an error, never a hang or a crash."""
     code = f"""
 import io, os, resource, sys, torch, isoload
@@ -159,7 +164,7 @@ torch.save({{"weight": torch.ones(1 << 20)}}, buffer)
 with isoload.Loader(spares=0) as loader:
     loader.load(buffer.getvalue(), "cpu")
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    {FAULTS[fault].format(amount=amount)}
+    {FAULTS[fault]}
     for _ in range(3):
         try:
             loader.load(buffer.getvalue(), "cpu")
