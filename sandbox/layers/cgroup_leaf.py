@@ -25,7 +25,9 @@ from sandbox.layers.cgroup_find import CONTROLLERS, CgroupUnavailable, Directory
 PREFIX = "isoload-"
 LEAF_PREFIX = PREFIX + "caller-"
 _ROUNDS = 10  # a descendant may fork while it is being moved
-_REMOVE_TRIES, _REMOVE_PAUSE = 100, 0.01  # seconds
+_RELEASE_SECONDS = 1.0
+_CLEANUP_SECONDS = 5.0  # a killed caller with much memory takes its time to die
+_PAUSE = 0.01  # seconds
 _PF_EXITING = 0x4  # linux/sched.h; flags in proc_pid_stat(5)
 
 OTHERS_REMEDY = (
@@ -70,7 +72,7 @@ class Base:
             try:
                 _switch(self.directory, "+", wanted)
             except OSError:
-                _dissolve(self.directory, self._leaf)
+                _dissolve(self.directory, self._leaf, _RELEASE_SECONDS)
                 raise
         self._enabled = wanted
 
@@ -91,7 +93,7 @@ class Base:
                 return
             for pid in pids:
                 _move(self.directory, f"{self._leaf}/cgroup.procs", pid)
-        _dissolve(self.directory, self._leaf)
+        _dissolve(self.directory, self._leaf, _RELEASE_SECONDS)
         raise CgroupUnavailable(
             f"new processes keep appearing in this program's own cgroup {self.path}",
             OTHERS_REMEDY,
@@ -102,7 +104,7 @@ class Base:
         with _locked(self.directory):
             if set(self.directory.subgroups()) - {self._leaf}:
                 return False
-            _undo(self.directory, self._leaf, self._enabled)
+            _undo(self.directory, self._leaf, self._enabled, _RELEASE_SECONDS)
         self.directory.close()
         return True
 
@@ -121,7 +123,7 @@ def cleanup_leaf() -> None:
         base = Directory.open(above)
         try:
             with _locked(base):
-                _undo(base, name, frozenset(CONTROLLERS))
+                _undo(base, name, frozenset(CONTROLLERS), _CLEANUP_SECONDS)
         finally:
             base.close()
 
@@ -182,25 +184,26 @@ def _switch(directory: Directory, sign: str, controllers: frozenset[str]) -> Non
     directory.write("cgroup.subtree_control", text)
 
 
-def _undo(base: Directory, leaf: str, controllers: frozenset[str]) -> None:
+def _undo(base: Directory, leaf: str, controllers: frozenset[str], seconds: float) -> None:
     on = frozenset(base.read_or("cgroup.subtree_control", "").split())
     with contextlib.suppress(OSError):
         _switch(base, "-", controllers & on)
     if leaf:
-        _dissolve(base, leaf)
+        _dissolve(base, leaf, seconds)
 
 
-def _dissolve(base: Directory, leaf: str) -> None:
+def _dissolve(base: Directory, leaf: str, seconds: float) -> None:
     """Move what lives in the leaf one up and remove it, once those who are dying there are dead."""
     with contextlib.suppress(OSError):
         directory = Directory.open(leaf, dir_fd=base.fd)
+        deadline = time.monotonic() + seconds
         try:
-            for _ in range(_REMOVE_TRIES):
+            while True:
                 for pid in directory.pids():
                     _move(base, "cgroup.procs", pid)
-                if base.remove(leaf):
+                if base.remove(leaf) or time.monotonic() > deadline:
                     break
-                time.sleep(_REMOVE_PAUSE)
+                time.sleep(_PAUSE)
         finally:
             directory.close()
 
