@@ -30,6 +30,7 @@ _BOOT = """
 import fcntl, os, select, signal, sys
 from importlib.util import module_from_spec, spec_from_file_location
 folder, fd = sys.argv[1], int(sys.argv[2])
+sys.path += [path for path in sys.argv[3:] if path not in sys.path]
 poll = select.poll()
 poll.register(fd, select.POLLRDHUP)
 def look(*_):
@@ -46,6 +47,9 @@ spec.loader.exec_module(package)
 from sandbox.zygote import main
 main(fd)
 """
+
+# What this package itself imports: in the caller's own folders where Python is the system's.
+_NEEDED = ("dill", "multiprocess", "psutil", "pyroute2")
 
 # All that a zygote gets of the caller's environment: how to find shared libraries, and the test
 # suite's switch.
@@ -84,6 +88,7 @@ class Zygote:
             self._control = Connection(os.dup(self._sock.fileno()))
             self._errors = memfd.create_memfd("zygote-stderr")
             command = [sys.executable, "-I", "-B", "-c", _BOOT, package, str(theirs.fileno())]
+            command += sorted(set(imports.folders_of(_NEEDED).values()))
             try:
                 self._process = subprocess.Popen(
                     command,

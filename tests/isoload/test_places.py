@@ -76,6 +76,20 @@ def test_as_in_a_notebook_where_main_has_no_file_and_a_loop_runs(path):
     assert run("-c", cell, path, LOAD) == str(EXPECTED)
 
 
+def test_where_everything_is_found_by_pythonpath_alone(path):
+    # As with `pip install --user`: the interpreter's own folders hold none of it.
+    bare = os.path.join(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    done = subprocess.run(
+        [bare, "-c", LOAD, path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == str(EXPECTED), done.stderr
+
+
 def test_in_a_daemonic_process(path):
     script = textwrap.dedent(
         f"""
