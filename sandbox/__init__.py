@@ -9,6 +9,14 @@ Linux only. These are the public names; everything else may change.
 
 from __future__ import annotations
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError(
+        "isoload and its sandbox confine by mechanisms of the Linux kernel, and this is Windows: "
+        "use them within WSL 2"
+    )
+
 from sandbox.errors import (
     ClosedError,
     IsolationError,

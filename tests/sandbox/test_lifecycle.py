@@ -427,3 +427,12 @@ def test_only_what_is_preloaded_of_a_callers_folder_is_seen_inside(
     )
     out = script("", str(tmp_path / "main.py")).communicate(timeout=30)[0]
     assert out == """b"['mine']"\n"""
+
+
+def test_on_windows_the_import_says_what_to_do() -> None:
+    program = "import sys; sys.platform = 'win32'; import sandbox"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("use them within WSL 2")
