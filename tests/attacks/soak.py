@@ -112,12 +112,12 @@ def _one(loader: isoload.Loader, evil: isoload.Loader, chance: random.Random) ->
 GOOD = good_reply()
 
 
-def _kill_somebody(known: set[int], chance: random.Random) -> None:
-    """A worker, wherever it is in its life."""
-    victims = [process for process in outside.descendants() if process.pid not in known]
-    if victims:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(chance.choice(victims).pid, signal.SIGKILL)
+def _kill_somebody(zygotes: set[int], chance: random.Random) -> None:
+    """A worker or its warden, wherever it is in its life."""
+    with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+        below = psutil.Process(chance.choice([*zygotes])).children(recursive=True)
+        if below:
+            os.kill(chance.choice(below).pid, signal.SIGKILL)
 
 
 def soak(count: int, threads: int, *, kill: bool = True, seed: int = 0) -> Outcome:
