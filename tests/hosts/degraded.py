@@ -75,8 +75,12 @@ def chroot() -> None:
     _own_mounts()
     _checked(_libc.mount(b"proc", b"/proc", b"proc", 0, None))
     entries = [entry for entry in os.scandir("/") if entry.name != "tmp"]
+    covered = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)  # a checkout may lie in it
     _checked(_libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None))
     os.mkdir("/tmp/tmp")
+    source = f"/proc/self/fd/{covered}".encode()
+    _checked(_libc.mount(source, b"/tmp/tmp", None, _MS_BIND | _MS_REC, None))
+    os.close(covered)
     for entry in entries:
         inside = f"/tmp/{entry.name}"
         if entry.is_symlink():

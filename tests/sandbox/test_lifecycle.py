@@ -191,9 +191,14 @@ def test_an_interrupt_ends_the_worker(isolated: Sandbox, run: Run) -> None:
     before = Traces()
     main = threading.main_thread().ident
     assert main is not None
+    # A shell starts what it puts in the background with SIGINT ignored.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        run("spin", limits=Limits(wall=30, cpu=30))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run("spin", limits=Limits(wall=30, cpu=30))
+    finally:
+        signal.signal(signal.SIGINT, previous)
     Traces.wait_until(before, slack=3)
 
 
