@@ -6,6 +6,7 @@ worker is printable and bounded: it goes to terminals and logs.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -81,6 +82,14 @@ class Report:
         """Bytes of all tensors as they are indexed (elements × size of one), views counted each."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
+    @property
+    def globals_by_kind(self) -> dict[str, tuple[str, ...]]:
+        """The globals by whose they are: "torch", "numpy", "standard library" or "other"."""
+        kinds: dict[str, list[str]] = {}
+        for name in self.globals:
+            kinds.setdefault(_kind(name), []).append(name)
+        return {kind: tuple(names) for kind, names in kinds.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """The whole report as values that `json.dumps` takes."""
         return {
@@ -99,6 +108,7 @@ class Report:
                 for a in self.attempts
             ],
             "globals": [*self.globals],
+            "globals_by_kind": {kind: [*names] for kind, names in self.globals_by_kind.items()},
             "calls": [{"name": c.name, "args": c.args} for c in self.calls],
             "tensors": [tensor.to_dict() for tensor in self.tensors],
             "tensor_bytes": self.tensor_bytes,
@@ -169,9 +179,11 @@ def _lines(report: Report) -> list[str]:
         lines.append(f"  refused by  {attempt.reader}: {attempt.error}: {_short(attempt.message)}")
     if report.tensors:
         lines.append(f"  tensors     {len(report.tensors):,}, {report.tensor_bytes:,} bytes")
+    for kind, names in report.globals_by_kind.items():
+        more = f", … and {len(names) - 12} more" if len(names) > 12 else ""
+        lines.append(f"  globals     {kind}: {', '.join(names[:12])}{more}")
     for title, entries in (
         ("not called", report.calls),
-        ("globals", report.globals),
         ("warning", report.warnings),
     ):
         lines += [f"  {title:<11} {entry}" for entry in entries[:20]]
@@ -192,6 +204,13 @@ def _lines(report: Report) -> list[str]:
     for stage, seconds in report.timings.items():
         lines.append(f"  {'timing':<11} {stage} {seconds * 1000:.1f} ms")
     return lines
+
+
+def _kind(name: str) -> str:
+    top = name.partition(".")[0]
+    if top in ("torch", "numpy"):
+        return top
+    return "standard library" if top in sys.stdlib_module_names else "other"
 
 
 def _short(message: str) -> str:

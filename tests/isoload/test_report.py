@@ -87,3 +87,22 @@ def test_a_report_of_nothing_still_reads():
     assert "none opened it" in str(report)
     assert report.tensors == ()
     assert report.to_dict()["layers"] == {}
+
+
+def test_globals_are_told_by_kind():
+    found = [
+        "torch.FloatStorage",
+        "collections.OrderedDict",
+        "numpy.dtype",
+        "my.Model",
+        "os.system",
+    ]
+    report = make_report(m.Reading("inert", "zip", globals=found), source="model.pt", size=1)
+    assert report.globals_by_kind == {
+        "torch": ("torch.Size",),
+        "standard library": ("collections.OrderedDict", "os.system"),
+        "numpy": ("numpy.dtype",),
+        "other": ("my.Model",),
+    }
+    assert "globals     standard library: collections.OrderedDict, os.system" in str(report)
+    assert report.to_dict()["globals_by_kind"]["other"] == ["my.Model"]
