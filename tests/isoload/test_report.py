@@ -91,7 +91,7 @@ def test_a_report_of_nothing_still_reads():
 
 def test_globals_are_told_by_kind():
     found = [
-        "torch.FloatStorage",
+        "torch.Size",
         "collections.OrderedDict",
         "numpy.dtype",
         "my.Model",
