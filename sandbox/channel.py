@@ -64,7 +64,7 @@ def receive(sock: socket.socket) -> tuple[int, bytes, list[int]]:
 class Wait:
     """Waits for one socket until a deadline, and looks after other things meanwhile.
 
-    `tick` is called whenever `interval` seconds passed without an event.
+    `tick` is called every `interval` seconds, also while a peer drips bytes.
     """
 
     def __init__(
@@ -78,11 +78,17 @@ class Wait:
         self.deadline = deadline
         self._tick = tick
         self._interval = interval
+        self._next = time.monotonic() + interval
 
     def readable(self) -> None:
         """Returns when there is something to read; TimeoutError at the deadline."""
-        while not wait([self.sock], self._remaining()):
-            self._tick()
+        while True:
+            ready = wait([self.sock], self._remaining())
+            if time.monotonic() >= self._next:
+                self._tick()
+                self._next = time.monotonic() + self._interval
+            if ready:
+                return
 
     def writable(self) -> None:
         """Returns when the peer may have taken something; TimeoutError at the deadline."""

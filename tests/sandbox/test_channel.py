@@ -138,6 +138,25 @@ def test_what_follows_a_frame_is_left_alone(pair: Pair) -> None:
     assert receive(ours)[1] == b"first"
 
 
+def test_the_tick_is_called_also_while_a_peer_drips(pair: Pair) -> None:
+    ours, theirs = pair
+    ticks: list[int] = []
+    until = channel.Wait(ours, time.monotonic() + 0.3, lambda: ticks.append(1), interval=0.05)
+    theirs.send(header(1_000_000))
+
+    def drip() -> None:
+        while time.monotonic() < until.deadline:
+            theirs.send(b"x")
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    with pytest.raises(TimeoutError):
+        channel.receive_until(ours, 2_000_000, 0, until)
+    thread.join()
+    assert len(ticks) >= 3
+
+
 def test_the_tick_is_called_while_waiting(pair: Pair) -> None:
     ours, _ = pair
     ticks: list[int] = []
