@@ -79,7 +79,8 @@ def chroot() -> None:
     _checked(_libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None))
     os.mkdir("/tmp/tmp")
     source = f"/proc/self/fd/{covered}".encode()
-    _checked(_libc.mount(source, b"/tmp/tmp", None, _MS_BIND | _MS_REC, None))
+    # Not recursive: the tmpfs that lies over it would come along.
+    _checked(_libc.mount(source, b"/tmp/tmp", None, _MS_BIND, None))
     os.close(covered)
     for entry in entries:
         inside = f"/tmp/{entry.name}"
