@@ -60,8 +60,12 @@ class Traces:
         }
 
     @staticmethod
-    def wait_until(before: Traces, slack: int = 0, seconds: float = 5.0) -> None:
-        """Until everything is as it was; the burial of a worker takes a moment."""
+    def wait_until(before: Traces, slack: int = 3, seconds: float = 10.0) -> None:
+        """Until everything is as it was; the burial of a worker takes a moment.
+
+        `slack`: mappings that the allocator may have made meanwhile. Hundreds of runs would show
+        a leak of one a run all the same.
+        """
         deadline = time.monotonic() + seconds
         while True:
             now = Traces()

@@ -97,7 +97,7 @@ def test_two_hundred_runs_leave_everything_as_it_was(isolated: Sandbox, run: Run
     for number in range(200):
         mixed(number)
     gc.collect()
-    Traces.wait_until(before, slack=3)
+    Traces.wait_until(before)
 
 
 def test_a_closed_sandbox_leaves_nothing(isolated: Sandbox) -> None:
@@ -112,7 +112,7 @@ def test_a_closed_sandbox_leaves_nothing(isolated: Sandbox) -> None:
     before = Traces()
     once()
     gc.collect()
-    Traces.wait_until(before, slack=3)
+    Traces.wait_until(before)
 
 
 def test_spares_are_kept_to_their_number(isolated: Sandbox) -> None:
@@ -199,7 +199,7 @@ def test_an_interrupt_ends_the_worker(isolated: Sandbox, run: Run) -> None:
             run("spin", limits=Limits(wall=30, cpu=30))
     finally:
         signal.signal(signal.SIGINT, previous)
-    Traces.wait_until(before, slack=3)
+    Traces.wait_until(before)
 
 
 _KILLED = f"""

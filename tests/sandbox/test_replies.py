@@ -76,7 +76,7 @@ def test_surplus_descriptors_are_closed(run: Run, each: int) -> None:
     before = Traces()
     with pytest.raises((WorkerError, LimitError)):
         run("flood_fds", str(each).encode(), limits=Limits(wall=3))
-    Traces.wait_until(before, slack=3)
+    Traces.wait_until(before)
 
 
 def test_a_worker_that_closes_its_channel_is_ended_at_once(run: Run) -> None:
