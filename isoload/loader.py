@@ -19,7 +19,7 @@ import msgspec
 import torch
 
 import sandbox
-from sandbox import Reply, Sandbox, printable
+from sandbox import Limits, Reply, Sandbox, printable
 
 from . import manifest as m
 from .check import check_graph
@@ -119,12 +119,13 @@ class Loader:
         with open_source(f, mmap=mmap, max_source=policy.max_source) as source:
             timings = {"source": time.perf_counter() - started}
             digest = source.start_digest() if sha256 is not None else None
-            with self._ask(source, policy, [*allow], tensors=True) as (reply, message):
+            limits = policy.limits.resolved(source.size)
+            with self._ask(source, policy, limits, [*allow], tensors=True) as (reply, message):
                 timings["worker"] = time.perf_counter() - started - timings["source"]
                 if digest is not None and sha256 is not None:
                     digest.verify(sha256, source.name)
                 with _blame_worker(source.name):
-                    segments = Segments(source.fd, source.size, reply.fds, _output(policy, source))
+                    segments = Segments(source.fd, source.size, reply.fds, limits.output or 0)
                     check_graph(message.graph, segments.sizes)
                 before = time.perf_counter()
                 with _blame_worker(source.name):
@@ -144,7 +145,8 @@ class Loader:
             timings = {"source": time.perf_counter() - started}
             digest = source.start_digest()
             allow = allowed_classes(policy.allow)
-            with self._ask(source, policy, [*allow], tensors=False) as (reply, message):
+            limits = policy.limits.resolved(source.size)
+            with self._ask(source, policy, limits, [*allow], tensors=False) as (reply, message):
                 timings["worker"] = time.perf_counter() - started - timings["source"]
                 if sha256 is not None:
                     digest.verify(sha256, source.name)
@@ -180,10 +182,15 @@ class Loader:
 
     @contextmanager
     def _ask(
-        self, source: Source, policy: Policy, safe_globals: list[str], *, tensors: bool
+        self,
+        source: Source,
+        policy: Policy,
+        limits: Limits,
+        safe_globals: list[str],
+        *,
+        tensors: bool,
     ) -> Iterator[tuple[Reply, m.Loaded]]:
         """Have a fresh worker open the source. The reply's descriptors are closed afterwards."""
-        limits = policy.limits.resolved(source.size)
         request = m.Request(
             fallback=policy.fallback,
             tensors=tensors,
@@ -215,12 +222,6 @@ def _checked_policy(policy: Policy | None, default: Policy) -> Policy:
     if not isinstance(policy, Policy):
         raise TypeError(f"policy must be a Policy, not {type(policy).__name__}")
     return policy
-
-
-def _output(policy: Policy, source: Source) -> int:
-    output = policy.limits.resolved(source.size).output
-    assert output is not None
-    return output
 
 
 def _report(

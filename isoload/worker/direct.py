@@ -49,7 +49,7 @@ def read_direct(source: Source, request: manifest.Request) -> Direct | None:
             if source.data[: len(MAGIC)] == MAGIC:
                 return Direct(*read_legacy(source, request))
             return _read_zip(source, request)
-        except Exception:
+        except Exception:  # whatever is odd about a file, torch's own reader has the last word
             return None
 
 

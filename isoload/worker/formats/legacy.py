@@ -75,7 +75,7 @@ def is_legacy(source: WorkerSource) -> bool:
     scratch = Context(Reading(), Tags())
     try:
         return bool(InertUnpickler(source.head(_FIRST_PICKLE), scratch).load() == _MAGIC)
-    except Exception:
+    except Exception:  # not even a pickle: certainly not torch's magic number
         return False
 
 
