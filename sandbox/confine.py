@@ -1,9 +1,9 @@
 """The order in which a fresh worker is confined. Read this page first.
 
-Two processes share the work. The warden makes the namespaces and the new root and stays outside,
-as the supervisor that ends the worker; the worker, its child and the first process of the new pid
-namespace, gives up what is left. Only then does it say READY, and only then does the parent, if
-every required layer is there, send it a request.
+The worker does it all to itself, trusted until it is done: it is cloned as the first process of a
+new pid namespace (`namespaces.at_birth`), makes the other namespaces and its new root, and gives up
+what is left. Only then does it say READY, and only then does the parent, if every required layer is
+there, send it a request.
 
 A step that the kernel refuses never stops the list: the record says what the layer is without it,
 and the parent decides. So one run tells all that a host lacks.
@@ -34,7 +34,10 @@ class Step:
     without: State = State.UNAVAILABLE  # what the layer is where this step is refused
 
 
-IN_THE_WARDEN = (
+STEPS = (
+    Step("descriptors", descriptors.keep_only_own),
+    Step("descriptors", descriptors.own_session),
+    Step("cgroup", namespaces.join_cgroup),
     Step("user", namespaces.user_for_unprivileged),
     Step("filesystem", namespaces.mount),
     Step("network", namespaces.network),
@@ -42,12 +45,6 @@ IN_THE_WARDEN = (
     Step("process", namespaces.uts),
     Step("process", namespaces.pid),
     Step("filesystem", filesystem.build_root),
-)
-
-IN_THE_WORKER = (
-    Step("descriptors", descriptors.keep_only_own),
-    Step("descriptors", descriptors.own_session),
-    Step("cgroup", namespaces.join_cgroup),
     Step("process", namespaces.cgroup, without=State.ENFORCED),
     Step("network", network.prove_there_is_none),
     Step("rlimits", rlimits.first_for_the_oom_killer, without=State.ENFORCED),
@@ -63,16 +60,15 @@ IN_THE_WORKER = (
     Step("privileges", privileges.no_capabilities),
     Step("privileges", privileges.not_dumpable),
     Step("privileges", privileges.no_executable_writes, without=State.ENFORCED),
-    Step("privileges", privileges.die_with_warden, without=State.ENFORCED),
     Step("descriptors", descriptors.keep_only_channel),
 )
 
 DISABLED = "disabled"
 
 
-def confine(steps: tuple[Step, ...], place: Place) -> None:
+def confine(place: Place) -> None:
     """Take each step in order, and record what it gave."""
-    for step in steps:
+    for step in STEPS:
         outcome = place.record[step.layer]
         if step.layer in place.disabled:
             outcome.without(State.UNAVAILABLE, DISABLED, 0)

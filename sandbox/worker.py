@@ -1,7 +1,7 @@
 """The worker: confines itself, says READY, serves one request, waits to be killed.
 
-Everything before the entry is called is trusted; nothing after is. There is no clean-up: the
-warden's SIGKILL is the only way out.
+Everything before the entry is called is trusted; nothing after is. There is no clean-up: SIGKILL
+is the only way out.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import gc
 import importlib
 import json
 import os
+import random
 import signal
 import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from sandbox import channel, confine, imports
+from sandbox import channel, confine, imports, kernel
 from sandbox.layers import Place, rlimits
 from sandbox.limits import ResolvedLimits
 
@@ -34,11 +35,14 @@ rehearsal: list[Callable[[], object]] = []  # what a spare runs while it waits: 
 
 
 def main(place: Place) -> NoReturn:
-    """In the warden's child."""
+    """In the zygote's child. Never returns, whatever happens."""
     try:
-        confine.confine(confine.IN_THE_WORKER, place)
+        # Not only as a layer, which a caller may give up: among them is the zygote's control.
+        kernel.close_all_but({0, 1, 2, place.plan.proc, place.channel, *place.join})
+        confine.confine(place)
         if not place.jail:
             imports.rename({inside: outside for outside, inside in renamed.items()})
+        random.seed()  # or every worker would draw the zygote's numbers
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=place.channel)
         channel.send(sock, channel.READY, place.record.encode())
         if place.spare:

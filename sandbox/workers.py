@@ -31,16 +31,16 @@ from sandbox.reply import Reply, Usage, cpu_of
 
 _MAX_REPLY_FDS = 16
 _MAX_REPLY = 512 << 20  # bytes, however much output is allowed: this process holds them in memory
-_MESSAGE = 4096  # bytes of a warden's message
+_MESSAGE = 4096  # bytes of what the zygote says of a worker
 _BURY_SECONDS = 5.0
 _CPU_SHARE = 0.5  # RLIMIT_CPU counts whole ticks; on a busy host the exact figure is far lower
-_DYING_SECONDS = 0.5  # between a dying worker's end of file and its warden's report
+_DYING_SECONDS = 0.5  # between a dying worker's end of file and the zygote's report
 _FAILURE_BYTES = 16384
 
 
 @dataclass(frozen=True)
 class _End:
-    """How a worker ended, as its warden saw it."""
+    """How a worker ended, as the zygote saw it."""
 
     status: int = 0
     cpu: float = 0.0
@@ -117,11 +117,12 @@ class Worker:
     def confined(self, deadline: float) -> None:
         """Wait for READY: from here `isolation` says what was had.
 
-        Raises ZygoteGone where no warden was ever forked, TimeoutError at the deadline.
+        Raises ZygoteGone where it was never forked, WorkerError where it could not be, TimeoutError
+        at the deadline.
         """
-        self._hear_warden(deadline)
+        self._hear_zygote(deadline)
         if not self._pid:
-            raise ZygoteGone("no warden was forked")
+            raise ZygoteGone("no worker was forked")
         try:
             kind, body, _ = channel.receive_until(
                 self._sock, _FAILURE_BYTES, 0, channel.Wait(self._sock, deadline)
@@ -182,7 +183,7 @@ class Worker:
             raise LimitError("cpu", self._limits.cpu)
 
     def kill(self) -> None:
-        """SIGKILL to the worker and so to its pid namespace; its warden does the rest."""
+        """SIGKILL to the worker and so to its pid namespace; the zygote does the rest."""
         with self._ending, contextlib.suppress(OSError):
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -190,7 +191,7 @@ class Worker:
             self._lifeline.shutdown(socket.SHUT_WR)
 
     def bury(self, seconds: float = _BURY_SECONDS) -> None:
-        """Kill, wait until the warden has reaped it and gone, remove and close what is left."""
+        """Kill, wait until the zygote has reaped it, remove and close what is left."""
         self.kill()
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):
@@ -217,7 +218,7 @@ class Worker:
                 self._group.close()
 
     def dead(self) -> bool:
-        """Has this (idle) worker ended or said anything, or its warden?"""
+        """Has this (idle) worker ended or said anything, or the zygote of it?"""
         return bool(wait([self._sock, self._lifeline], 0))
 
     def _has_memory(self) -> bool:
@@ -229,8 +230,8 @@ class Worker:
         self._watchdog = watchdog.Watchdog(self._pid, limits.memory, lambda _: self.kill())
         return self._watchdog
 
-    def _hear_warden(self, deadline: float) -> bool:
-        """Read one message of the warden's. False at its end; TimeoutError at the deadline."""
+    def _hear_zygote(self, deadline: float) -> bool:
+        """Read what the zygote says of it. False at the end; TimeoutError at the deadline."""
         if not wait([self._lifeline], max(0.0, deadline - time.monotonic())):
             raise TimeoutError
         with forks.creating:
@@ -243,6 +244,8 @@ class Worker:
         if not message:
             return False
         facts = json.loads(message)
+        if "refused" in facts:
+            raise WorkerError(f"the kernel refused to fork a worker: {facts['refused']}")
         if "pid" in facts:
             self._pid = facts["pid"]
         else:
@@ -250,10 +253,10 @@ class Worker:
         return True
 
     def _hear_end(self) -> _End | None:
-        """The warden's report on a worker that has just died; None where it lives on."""
+        """The zygote's report on a worker that has just died; None where it lives on."""
         with contextlib.suppress(TimeoutError):
             deadline = time.monotonic() + _DYING_SECONDS
-            while self._end is None and self._hear_warden(deadline):
+            while self._end is None and self._hear_zygote(deadline):
                 pass
         return self._end
 

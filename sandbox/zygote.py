@@ -2,7 +2,8 @@
 
 Started by exec in isolated mode with a clean environment (see `processes.py`); reads orders from
 its parent over a socketpair without a path, and nothing else: never a request, never a model's
-bytes. It ends when that socket does. One thread, or it refuses to serve.
+bytes. It sees to its workers' end (`supervisor.py`), and ends when that socket does. One thread, or
+it refuses to serve.
 """
 
 from __future__ import annotations
@@ -21,9 +22,21 @@ from typing import Any, NoReturn
 
 from multiprocess.connection import Connection
 
-from sandbox import channel, imports, kernel, warden, worker
-from sandbox.layers import DEMOTED, NOBODY, ROOT, USER, Plan, filesystem, landlock, network
-from sandbox.layers.cgroup import CgroupUnavailable, cleanup_leaf
+from sandbox import channel, imports, kernel, sentinel, worker
+from sandbox.layers import (
+    DEMOTED,
+    NOBODY,
+    ROOT,
+    USER,
+    Place,
+    Plan,
+    Record,
+    filesystem,
+    landlock,
+    namespaces,
+    network,
+)
+from sandbox.supervisor import Supervisor, Ward
 
 ORDER_LIMIT = 1 << 20  # bytes of one order
 _LAST_WORDS = 4000  # characters of a failed start
@@ -32,6 +45,7 @@ _LAST_WORDS = 4000  # characters of a failed start
 def main(fd: int) -> NoReturn:
     """The zygote's life. `fd` is its end of the control socket."""
     kernel.prctl(kernel.PR_SET_DUMPABLE, "PR_SET_DUMPABLE, 0", 0)
+    supervisor = Supervisor(fd, sentinel.start())
     control = Connection(fd)
     with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(EOFError, OSError):
         try:
@@ -43,12 +57,14 @@ def main(fd: int) -> NoReturn:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_ASYNC)
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # from here on an end of file tells the same
         control.send_bytes(json.dumps({"caller": plan.caller}).encode())
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # wardens leave no zombies
         while True:
+            supervisor.serve()
             order = json.loads(control.recv_bytes(ORDER_LIMIT))
-            _fork(order, channel.receive_fds(sock, order["fds"]), plan)
-    with contextlib.suppress(CgroupUnavailable, OSError, ValueError):
-        cleanup_leaf()  # of a parent that was killed; nothing where it lives
+            fds = channel.receive_fds(sock, order["fds"])
+            ward = _fork(order, fds, plan)
+            if ward is not None:
+                supervisor.add(ward)
+    supervisor.end_all()
     os._exit(0)
 
 
@@ -66,8 +82,12 @@ def _prepare(order: dict[str, Any]) -> Plan:
     names = imports.Names()
     binds, links = filesystem.system_binds()
     address_space, data = _mapped()
+    caller = _caller()
+    if caller == DEMOTED:
+        os.setgroups([])
     plan = Plan(
-        caller=_caller(),
+        caller=caller,
+        ids=(os.geteuid(), os.getegid()),
         binds=(*names.binds, *binds),
         links=links,
         proc=os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
@@ -85,23 +105,47 @@ def _prepare(order: dict[str, Any]) -> Plan:
     return plan
 
 
-def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> None:
-    joins, groups = order["joins"], order["groups"]
+def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
+    """Fork the worker that the parent asks for; None where the kernel will not have it."""
+    own, lifeline, *others = fds
+    join, above = others[: order["joins"]], others[order["joins"] :]
+    disabled = frozenset(order["disabled"])
+    life = socket.socket(fileno=lifeline)
     _check_single_threaded()
-    if kernel.plain_fork() == 0:
-        warden.main(
-            warden.Order(
-                channel=fds[0],
-                lifeline=fds[1],
-                join=fds[2 : 2 + joins],
-                above=fds[2 + joins :],
-                groups=groups,
-                disabled=frozenset(order["disabled"]),
-                spare=order["spare"],
-            ),
-            plan,
-        )
-    channel.close_all(fds)
+    try:
+        pid, pidfd, born_in = _clone(plan, namespaces.at_birth(plan.caller, disabled))
+    except OSError as error:
+        with life, contextlib.suppress(OSError):
+            life.send(json.dumps({"refused": str(error)}).encode(), socket.MSG_DONTWAIT)
+        channel.close_all([own, *others])
+        return None
+    if pid == 0:
+        worker.main(Place(plan, Record(), disabled, own, join, order["spare"], born_in))
+    channel.close_all([own, *join])  # the worker's death is the end of its channel
+    return Ward(pid, pidfd, life, above, order["groups"])
+
+
+def _clone(plan: Plan, flags: int) -> tuple[int, int, int]:
+    """(pid, pidfd, the namespaces that it was born in). Where the kernel refuses them, without any:
+    the steps of the worker find out which, and why.
+
+    A user namespace is its creator's, so a demoted zygote is nobody while it makes one.
+    """
+    pid = -1
+    if plan.caller == DEMOTED:
+        os.setresgid(NOBODY, NOBODY, 0)
+        os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        try:
+            pid, pidfd = kernel.clone(flags)
+        except OSError:
+            flags = 0
+            pid, pidfd = kernel.clone(flags)
+    finally:
+        if plan.caller == DEMOTED and pid != 0:
+            os.setresuid(0, 0, 0)
+            os.setresgid(0, 0, 0)
+    return pid, pidfd, flags
 
 
 def _check_single_threaded() -> None:

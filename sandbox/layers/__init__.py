@@ -69,6 +69,7 @@ class Plan:
     """What a zygote found out once, for all its workers."""
 
     caller: str  # ROOT, DEMOTED or USER
+    ids: tuple[int, int]  # the zygote's effective uid and gid
     binds: tuple[Bind, ...]
     links: tuple[tuple[str, str], ...]  # symbolic links inside: (path, target)
     proc: int  # descriptor of the host's /proc
@@ -97,4 +98,5 @@ class Place:
     channel: int  # to the parent
     join: list[int]  # cgroup.procs files
     spare: bool  # nobody is waiting for this worker yet
+    born_in: int  # the namespaces that it was cloned into, as flags of clone(2)
     jail: bool = False  # has the new root been built?

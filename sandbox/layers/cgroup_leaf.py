@@ -3,7 +3,7 @@
 A v2 group that holds processes cannot hand controllers to its subgroups ("no internal processes",
 cgroups(7)). So the caller and its descendants move into a leaf below their own group:
 
-    own group ─┬ isoload-caller-NS-PID   the caller, its zygote, its wardens
+    own group ─┬ isoload-caller-NS-PID   the caller, its zygote, its sentinel
                └ isoload-NS-PID-xxxx     a worker
 
 Nothing above the group that was given to the caller is touched, and no process is moved that does

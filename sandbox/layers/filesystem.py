@@ -36,7 +36,7 @@ def system_binds() -> tuple[tuple[Bind, ...], tuple[tuple[str, str], ...]]:
 
 
 def build_root(place: Place) -> str:
-    """In the warden, in its own mount namespace: build, pivot, detach the old root."""
+    """In its own mount namespace: build, pivot, detach the old root."""
     trees = [(bind, _read_only_copy(bind)) for bind in place.plan.binds]
     attributes = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
     root = kernel.new_tmpfs({"size": "1m", "nr_inodes": "1k", "mode": "0755"}, attributes)

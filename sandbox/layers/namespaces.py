@@ -1,8 +1,9 @@
 """Layers "user" and "process": a user of no rights, alone with its own processes.
 
-namespaces(7), user_namespaces(7), pid_namespaces(7). The warden unshares; what it unshares, its
-child lives in. A user namespace gives an unprivileged caller the right to all the others; a root
-caller has it and gets one only to shut the worker off from root's.
+namespaces(7), user_namespaces(7), pid_namespaces(7). A user namespace gives an unprivileged caller
+the right to all the others; a root caller has it and gets one only to shut the worker off from
+root's. The worker is born in its pid namespace, and an unprivileged one in its user namespace too:
+`CLONE_NEWPID` by unshare(2) would take one more fork.
 """
 
 from __future__ import annotations
@@ -17,34 +18,52 @@ from sandbox.layers import DEMOTED, NOBODY, ROOT, USER, Place
 _LIMITED = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
 
 
+def at_birth(caller: str, disabled: frozenset[str]) -> int:
+    """The namespaces that a worker is cloned into, as flags of clone(2)."""
+    flags = 0 if "process" in disabled else kernel.CLONE_NEWPID
+    if caller != ROOT and "user" not in disabled:
+        flags |= kernel.CLONE_NEWUSER
+    return flags
+
+
 def user_for_unprivileged(place: Place) -> str:
-    """In the warden: where the caller is not root, everything else follows from this."""
+    """Where the caller is not root, everything else follows from this."""
     if place.plan.caller == ROOT:
         return ""
-    if place.plan.caller == DEMOTED:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    uid, gid = os.geteuid(), os.getegid()
-    _new_user_namespace(place, uid, gid)
+    uid, gid = (NOBODY, NOBODY) if place.plan.caller == DEMOTED else place.plan.ids
+    if not place.born_in & kernel.CLONE_NEWUSER:
+        if place.plan.caller == DEMOTED:
+            _become_nobody()
+        _unshare_user()
+    _map_user(place, uid, gid)
     if place.plan.caller == USER:
         return f"user namespace, uid {NOBODY} is the caller's {uid} outside"
+    _become_nobody()  # the saved ids were still root's
     return f"user namespace, uid {NOBODY} inside and out"
 
 
 def user_for_root(place: Place) -> str:
-    """In the worker, which is uid 65534 by now: out of the namespace in which root is root."""
+    """For root, who is uid 65534 by now: out of the namespace in which root is root."""
     if place.plan.caller != ROOT:
         return ""
-    _new_user_namespace(place, NOBODY, NOBODY)
+    _unshare_user()
+    _map_user(place, NOBODY, NOBODY)
     return "own user namespace"
 
 
-def _new_user_namespace(place: Place, uid: int, gid: int) -> None:
+def _become_nobody() -> None:
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def _unshare_user() -> None:
+    kernel.unshare(kernel.CLONE_NEWUSER, "CLONE_NEWUSER")
+
+
+def _map_user(place: Place, uid: int, gid: int) -> None:
     # The maps in /proc/self belong to root unless the process is dumpable. proc(5)
     kernel.prctl(kernel.PR_SET_DUMPABLE, "PR_SET_DUMPABLE, 1", 1)
     try:
-        kernel.unshare(kernel.CLONE_NEWUSER, "CLONE_NEWUSER")
         _write(place.plan.proc, "self/setgroups", "deny")
         _write(place.plan.proc, "self/gid_map", f"{NOBODY} {gid} 1")
         _write(place.plan.proc, "self/uid_map", f"{NOBODY} {uid} 1")
@@ -75,8 +94,9 @@ def uts(place: Place) -> str:
 
 
 def pid(place: Place) -> str:
-    """From here to the fork of the worker no thread can be made."""
-    kernel.unshare(kernel.CLONE_NEWPID, "CLONE_NEWPID")
+    if not place.born_in & kernel.CLONE_NEWPID:
+        kernel.unshare(kernel.CLONE_NEWPID, "CLONE_NEWPID")  # it says why it was not to be had
+        raise kernel.refused("clone(CLONE_NEWPID)", errno.EAGAIN)
     return "pid namespace"
 
 

@@ -7,7 +7,6 @@ elsewhere the user namespace has made the worker 65534 already.
 from __future__ import annotations
 
 import os
-import signal
 
 from sandbox import kernel
 from sandbox.layers import NOBODY, ROOT, Place
@@ -66,9 +65,3 @@ def no_executable_writes(place: Place) -> str:
     """Memory that was writable never becomes executable. PR_SET_MDWE, Linux 6.3"""
     kernel.prctl(kernel.PR_SET_MDWE, "PR_SET_MDWE", kernel.PR_MDWE_REFUSE_EXEC_GAIN)
     return "MDWE"
-
-
-def die_with_warden(place: Place) -> str:
-    """A convenience, not a guarantee: the worker can unset it. The parent holds a pidfd too."""
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, "PR_SET_PDEATHSIG", signal.SIGKILL)
-    return ""

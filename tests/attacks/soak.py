@@ -113,7 +113,7 @@ GOOD = good_reply()
 
 
 def _kill_somebody(zygotes: set[int], chance: random.Random) -> None:
-    """A worker or its warden, wherever it is in its life."""
+    """A worker, wherever it is in its life, or the sentinel."""
     with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
         below = psutil.Process(chance.choice([*zygotes])).children(recursive=True)
         if below:

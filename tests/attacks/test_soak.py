@@ -50,7 +50,7 @@ def test_five_hundred_loads_leave_nothing_behind(box):
 
 
 def below(box):
-    """Its wardens, workers and spares."""
+    """Its sentinel, workers and spares."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(box._zygote.pid).children(recursive=True)
     return []
@@ -68,7 +68,7 @@ def test_a_dead_zygote_is_replaced_and_the_log_says_so(fresh, caplog):
 
 @pytest.mark.parametrize("moment", [0.0, 0.003, 0.01, 0.03, 0.1])
 def test_a_run_survives_whoever_is_killed_or_raises_a_sandbox_error(fresh, moment):
-    """Line 36: wardens, workers and spares, at each stage of a run."""
+    """Line 36: sentinel, workers and spares, at each stage of a run."""
     fresh.run(ECHO, b"")
     for _ in range(4):
         timer = threading.Timer(moment, lambda: [_kill(process) for process in below(fresh)])
@@ -92,21 +92,25 @@ def _kill(process):
         process.kill()
 
 
-def test_a_worker_does_not_outlive_its_warden(fresh):
-    """Line 23: the supervisor is killed, and the worker with it."""
+def test_a_worker_does_not_outlive_zygote_and_sandbox(fresh):
+    """Line 23: the zygote is killed, then the sandbox closed: nothing is left below."""
     with outside.held(fresh) as worker:
-        warden = worker.parent()
-        warden.kill()
-        assert outside.wait_until(lambda: _gone(worker))
-
-
-def test_a_worker_does_not_outlive_a_killed_zygote_and_sandbox(fresh):
-    """Line 23: first the zygote, then the sandbox is closed: nothing is left below."""
-    with outside.held(fresh) as worker:
-        warden = worker.parent()
+        processes = [psutil.Process(fresh._zygote.pid), *below(fresh)]
         fresh._zygote._process.kill()
         fresh.close()
-        assert outside.wait_until(lambda: _gone(worker) and _gone(warden))
+        assert worker in processes
+        assert outside.wait_until(lambda: all(map(_gone, processes)))
+
+
+def test_a_worker_does_not_outlive_the_sentinel_or_the_parent(fresh):
+    """Line 23: the zygote does not go on without its second guard."""
+    with outside.held(fresh) as worker:
+        zygote = psutil.Process(fresh._zygote.pid)
+        sentinel = min(zygote.children(), key=psutil.Process.create_time)
+        assert sentinel != worker
+        sentinel.kill()
+        assert outside.wait_until(lambda: _gone(worker))
+    assert outside.wait_until(lambda: well(fresh))
 
 
 def _gone(process):
