@@ -58,6 +58,7 @@ _ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
     "PATH": "/usr/bin:/bin",
     "HOME": "/nonexistent",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "TMPDIR": "/tmp",
     "CUDA_VISIBLE_DEVICES": "",
     "HIP_VISIBLE_DEVICES": "",
