@@ -116,7 +116,8 @@ class Loader:
         placement = Placement(device)
         allow = allowed_classes(policy.allow)
         started = time.perf_counter()
-        with open_source(f, mmap=mmap, max_source=policy.max_source) as source:
+        reopen = None if sha256 is not None and not mmap else self._reopen
+        with open_source(f, mmap=mmap, max_source=policy.max_source, reopen=reopen) as source:
             timings = {"source": time.perf_counter() - started}
             digest = source.start_digest() if sha256 is not None else None
             limits = policy.limits.resolved(source.size)
@@ -125,7 +126,8 @@ class Loader:
                 if digest is not None and sha256 is not None:
                     digest.verify(sha256, source.name)
                 with _blame_worker(source.name):
-                    segments = Segments(source.fd, source.size, reply.fds, limits.output or 0)
+                    held = source.size if source.held else 0
+                    segments = Segments(source.fd, held, reply.fds, limits.output or 0)
                     check_graph(message.graph, segments.sizes)
                 before = time.perf_counter()
                 with _blame_worker(source.name):
@@ -180,6 +182,10 @@ class Loader:
         """`inspect` without blocking the event loop. Takes the same keywords."""
         return await asyncio.to_thread(self.inspect, f, **options)
 
+    def _reopen(self, fd: int) -> int:
+        with _translated(os.readlink(f"/proc/self/fd/{fd}")):
+            return self._sandbox.reopen(fd)
+
     @contextmanager
     def _ask(
         self,
@@ -195,6 +201,7 @@ class Loader:
             fallback=policy.fallback,
             tensors=tensors,
             max_output=limits.output or 0,
+            held=source.held,
             safe_globals=safe_globals,
         )
         with _translated(source.name):
@@ -208,6 +215,8 @@ class Loader:
         try:
             with _blame_worker(source.name):
                 message = m.decode_reply(reply.data)
+            if source.warning:
+                message.reading.warnings.append(source.warning)
             if isinstance(message, m.Failed):
                 raise _failure(message, source, reply)
             yield reply, message

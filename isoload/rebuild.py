@@ -272,6 +272,8 @@ class _Builder:
         obj.extend(self.pick(node.items))
 
     def fill_array(self, obj: Any, node: m.ObjectArray) -> None:
+        if not node.items:
+            return  # ndindex writes each dimension out, and beside one of 0 they are not bounded
         for position, index in zip(np.ndindex(*node.shape), node.items, strict=True):
             obj[position] = self.objects[index]
 

@@ -3,7 +3,10 @@ on.
 
 A snapshot is a sealed memfd, so that neither the worker nor anybody else can change the bytes after
 the copy. With `mmap=True` the source is the file itself, as with torch.load(mmap=True): whoever can
-write the file can change the tensors. Nothing here looks at what the bytes mean.
+write the file can change the tensors. A large file in the format from before torch 1.6 is lent to
+the worker too: its tensors are copied in any case, as they do not lie there aligned.
+
+A file is lent through a read-only mount, or not at all.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Callable
 from typing import Any, BinaryIO, Union
 
 import psutil
@@ -24,23 +28,32 @@ from sandbox import create_memfd, printable, seal
 
 from .errors import CheckpointError, IntegrityError, LimitError
 
+Reopen = Callable[[int], int]
+"""A descriptor → the same file through a read-only mount. Raises OSError."""
+
 SourceLike = Union[str, "os.PathLike[str]", BinaryIO, bytes, bytearray, memoryview]
 
 _CHUNK = 1 << 24
 _SENDFILE_MAX = 0x7FFFF000  # what one sendfile(2) moves at most
+_LENT_FROM = 16 << 20  # bytes: below this a copy costs less than to open the file again
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how a file from before 1.6 begins
 
 
 class Source:
     """The bytes of one checkpoint: `fd`, `size` in bytes, and a printable `name` for messages.
 
-    Use as a context manager: leaving it closes the descriptor. Mappings that were made of it live
-    on.
+    `held`: may the result lie on these bytes? `warning`: what the report should say, or "". Use as
+    a context manager: leaving it closes the descriptor. Mappings that were made of it live on.
     """
 
-    def __init__(self, fd: int, size: int, name: str) -> None:
+    def __init__(
+        self, fd: int, size: int, name: str, *, held: bool = True, warning: str = ""
+    ) -> None:
         self.fd = fd
         self.size = size
         self.name = name
+        self.held = held
+        self.warning = warning
         self.digest: Digest | None = None
 
     def __enter__(self) -> Source:
@@ -113,15 +126,17 @@ def check_sha256(sha256: str | None) -> None:
         raise ValueError("sha256 must be 64 hexadecimal digits")
 
 
-def open_source(f: SourceLike, *, mmap: bool, max_source: int) -> Source:
-    """Make a source of what the caller gave.
+def open_source(
+    f: SourceLike, *, mmap: bool, max_source: int, reopen: Reopen | None = None
+) -> Source:
+    """Make a source of what the caller gave; without `reopen` always a snapshot.
 
     Raises OSError for a path that cannot be opened, TypeError or ValueError for a wrong argument,
     CheckpointError for what is no regular file or is empty, LimitError for more than `max_source`
     bytes.
     """
     if isinstance(f, (str, os.PathLike)):
-        return _from_path(f, mmap, max_source)
+        return _from_path(f, mmap, max_source, reopen)
     if mmap:
         raise ValueError("mmap=True needs a path: there is no file to lie on")
     if isinstance(f, (bytes, bytearray, memoryview)):
@@ -131,7 +146,9 @@ def open_source(f: SourceLike, *, mmap: bool, max_source: int) -> Source:
     raise TypeError(f"expected a path, a binary file object or bytes, not {type(f).__name__}")
 
 
-def _from_path(path: str | os.PathLike[str], mmap: bool, max_source: int) -> Source:
+def _from_path(
+    path: str | os.PathLike[str], mmap: bool, max_source: int, reopen: Reopen | None
+) -> Source:
     # O_NONBLOCK: opening a FIFO must not wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     name = printable(os.fsdecode(path), 512)
@@ -143,14 +160,23 @@ def _from_path(path: str | os.PathLike[str], mmap: bool, max_source: int) -> Sou
             raise CheckpointError(f"{name}: is no regular file (a pipe, socket or device)")
         size = os.fstat(fd).st_size
         _check_size(size, max_source, name)
-        if mmap:
-            return Source(fd, size, name)
-        memory = _snapshot(fd, 0, size, name)
-    except BaseException:
+        warning = ""
+        if reopen is not None and (mmap or _gains_by_lending(fd, size)):
+            try:
+                return Source(reopen(fd), size, name, held=mmap)
+            except OSError as error:
+                warning = (
+                    f"mmap=True was not possible, a snapshot was made: {error}" if mmap else ""
+                )
+        snapshot = _snapshot(fd, 0, size, name)
+        snapshot.warning = warning
+        return snapshot
+    finally:
         os.close(fd)
-        raise
-    os.close(fd)
-    return memory
+
+
+def _gains_by_lending(fd: int, size: int) -> bool:
+    return size >= _LENT_FROM and os.pread(fd, len(_LEGACY), 0) == _LEGACY
 
 
 def _from_buffer(view: memoryview, max_source: int) -> Source:

@@ -9,6 +9,7 @@ every wait ends at one absolute instant of CLOCK_MONOTONIC. Nothing is unpickled
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import struct
@@ -157,6 +158,15 @@ def receive_fds(sock: socket.socket, count: int) -> list[int]:
         close_all(fds)
         raise FrameError(f"{len(fds)} descriptors where {count} were announced")
     return fds
+
+
+def receive_message(sock: socket.socket, size: int, max_fds: int) -> tuple[bytes, list[int]]:
+    """One message of a SOCK_SEQPACKET, of trusted senders: b"" at the end. socket.recv_fds does not
+    close its descriptors on exec."""
+    message, fds = bytearray(), list[int]()
+    with contextlib.suppress(EOFError):
+        _receive_into(sock, message, size, fds, max_fds)
+    return bytes(message), fds
 
 
 def close_all(fds: list[int]) -> None:

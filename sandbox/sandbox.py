@@ -24,6 +24,7 @@ from sandbox.housekeeping import Housekeeper
 from sandbox.isolation import DEFAULT_REQUIRED, Isolation, Layer, State, check_required
 from sandbox.limits import Limits
 from sandbox.processes import Zygote, ZygoteGone
+from sandbox.reopen import reopen
 from sandbox.reply import Reply
 from sandbox.workers import Worker
 
@@ -135,6 +136,21 @@ class Sandbox:
         finally:
             self._retire(worker, self._slots.release)
             self._fill()
+
+    def reopen(self, fd: int) -> int:
+        """The regular file of `fd`, opened again through a read-only mount: for a worker.
+
+        Whoever holds the result can change neither the file's bytes nor its mode, times or
+        attributes. The caller closes it. Raises OSError where that cannot be had: no path leads to
+        the file any more, or the host has no namespaces; SandboxError where no zygote serves.
+        """
+        for _ in range(2):
+            zygote = self._serving()
+            try:
+                return reopen(zygote, fd, time.monotonic() + _SPAWN_SECONDS)
+            except ZygoteGone:
+                zygote.await_end()
+        raise WorkerError("the zygote died twice while it was to open a file again")
 
     def isolation(self) -> Isolation:
         """What a worker of this sandbox got. Spawns one where none has been."""

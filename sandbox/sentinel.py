@@ -81,7 +81,7 @@ class _Sentinel:
             self._leaving = [held for held in self._leaving if not _removed(held)]
 
     def _hear(self) -> None:
-        message, fds, _, _ = socket.recv_fds(self._zygote, _MESSAGE, _MAX_FDS)
+        message, fds = channel.receive_message(self._zygote, _MESSAGE, _MAX_FDS)
         if not message:
             self._poll.unregister(self._zygote)
             self._serving = False

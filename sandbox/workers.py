@@ -101,6 +101,7 @@ class Worker:
         joins = self._group.join_fds if self._group else []
         above = self._group.dirs if self._group else []
         message = {
+            "kind": "worker",
             "joins": len(joins),
             "groups": [name for _, name in above],
             "disabled": sorted(self._disabled),
@@ -236,7 +237,7 @@ class Worker:
             raise TimeoutError
         with forks.creating:
             try:
-                message, fds, _, _ = socket.recv_fds(self._lifeline, _MESSAGE, 1)
+                message, fds = channel.receive_message(self._lifeline, _MESSAGE, 1)
             except OSError:
                 return False
             if fds:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from multiprocess.connection import Connection
 
-from sandbox import channel, imports, kernel, sentinel, worker
+from sandbox import channel, imports, kernel, reopen, sentinel, worker
 from sandbox.layers import (
     DEMOTED,
     NOBODY,
@@ -61,7 +61,7 @@ def main(fd: int) -> NoReturn:
             supervisor.serve()
             order = json.loads(control.recv_bytes(ORDER_LIMIT))
             fds = channel.receive_fds(sock, order["fds"])
-            ward = _fork(order, fds, plan)
+            ward = _OF_KIND[order["kind"]](order, fds, plan)
             if ward is not None:
                 supervisor.add(ward)
     supervisor.end_all()
@@ -105,8 +105,8 @@ def _prepare(order: dict[str, Any]) -> Plan:
     return plan
 
 
-def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
-    """Fork the worker that the parent asks for; None where the kernel will not have it."""
+def _fork_worker(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
+    """The worker that the parent asks for; None where the kernel will not have it."""
     own, lifeline, *others = fds
     join, above = others[: order["joins"]], others[order["joins"] :]
     disabled = frozenset(order["disabled"])
@@ -115,14 +115,35 @@ def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
     try:
         pid, pidfd, born_in = _clone(plan, namespaces.at_birth(plan.caller, disabled))
     except OSError as error:
-        with life, contextlib.suppress(OSError):
-            life.send(json.dumps({"refused": str(error)}).encode(), socket.MSG_DONTWAIT)
+        _refuse(life, error)
         channel.close_all([own, *others])
         return None
     if pid == 0:
         worker.main(Place(plan, Record(), disabled, own, join, order["spare"], born_in))
     channel.close_all([own, *join])  # the worker's death is the end of its channel
     return Ward(pid, pidfd, life, above, order["groups"])
+
+
+def _fork_reopener(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
+    """The child that opens a file again, through a read-only mount."""
+    life = socket.socket(fileno=fds[0])
+    _check_single_threaded()
+    try:
+        pid, pidfd = kernel.clone(reopen.namespaces(plan.caller))
+    except OSError as error:
+        _refuse(life, error)
+        return None
+    if pid == 0:
+        reopen.main(order["path"], life, plan.proc)
+    return Ward(pid, pidfd, life, [], [])
+
+
+_OF_KIND = {"worker": _fork_worker, "reopen": _fork_reopener}
+
+
+def _refuse(life: socket.socket, error: OSError) -> None:
+    with life, contextlib.suppress(OSError):  # the parent may be gone
+        life.send(json.dumps({"refused": str(error)}).encode(), socket.MSG_DONTWAIT)
 
 
 def _clone(plan: Plan, flags: int) -> tuple[int, int, int]:

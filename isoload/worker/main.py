@@ -54,6 +54,8 @@ def _answer(
     reading.timings["read"] = time.perf_counter() - started
     started = time.perf_counter()
     graph, arena = reading.graph, reading.arena
+    if not request.held:
+        reading.mapping = None
     if graph is None:
         graph, arena = describe(reading, tensors=request.tensors, budget=request)
     reading.timings["describe"] = time.perf_counter() - started

@@ -231,14 +231,7 @@ def test_forged_weights_are_not_detected_but_a_changed_file_is(taken_over, loade
         )
 
 
-OWN_FILE = pytest.mark.xfail(
-    os.geteuid() != 0,
-    reason="an unprivileged caller's worker is the file's owner: SECURITY.md, `mmap=True`",
-    strict=True,
-)
-
-
-@pytest.mark.parametrize("mmap", [False, pytest.param(True, marks=OWN_FILE)])
+@pytest.mark.parametrize("mmap", [False, True])
 def test_the_file_is_as_it_was(taken_over, attack, tmp_path, mmap):
     """Line 15: its bytes, size, mode, owner, times, attributes; the caller's position and flags."""
     file = tmp_path / "model.pt"

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import random
+import resource
 
+import psutil
 import pytest
 
 from tests.attacks import fuzzing
 
 FOUND = sorted(path for path in fuzzing.CORPUS.iterdir() if path.suffix != ".md")
 ROUNDS = 1500
+MEMORY = 1 << 30  # bytes more than the test process has
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
 def test_what_was_found_once_ends_well(path):
-    """Lines 4 and 27: each input that ended in anything but an expected error."""
-    fuzzing.one(path.read_bytes())
+    """Lines 4 and 27: each input that ended in anything but an expected error, or took gigabytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = psutil.Process().memory_info().data + MEMORY
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
+    try:
+        fuzzing.one(path.read_bytes())
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 @pytest.mark.parametrize("name", fuzzing.seeds())

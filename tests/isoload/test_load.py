@@ -257,3 +257,45 @@ def test_a_closed_loader_says_so():
     loader.close()
     with pytest.raises(isoload.IsoloadError, match="closed"):
         loader.load(save({}))
+
+
+@pytest.fixture
+def lent(tmp_path):
+    """A file in the format from before torch 1.6 that is large enough to be lent to the worker."""
+
+    def write(extra: Any = None) -> Any:
+        tensors = {f"t{i}": torch.full((1 << 20,), float(i)) for i in range(5)}
+        path = tmp_path / "legacy.pt"
+        torch.save({**tensors, "extra": extra}, path, _use_new_zipfile_serialization=False)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("extra", [None, torch.device("cpu"), collections.ChainMap({"a": 1})])
+def test_a_lent_file_is_not_what_the_result_lies_on(loader, lent, extra):
+    """Read by the fast reader, by torch's and by the inert one; then the file is overwritten."""
+    path = lent(extra)
+    loaded = loader.open(path, "cpu", policy=isoload.Policy.upload())
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    assert not [line for line in loaded.report.warnings if "snapshot" in line]
+    for i in range(5):
+        assert torch.equal(loaded.object[f"t{i}"], torch.full((1 << 20,), float(i)))
+
+
+def test_a_file_with_a_digest_is_not_lent(loader, lent, monkeypatch):
+    """The bytes that are hashed are the bytes that are read."""
+    path = lent()
+    monkeypatch.setattr(loader._sandbox, "reopen", lambda fd: pytest.fail("it was lent"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert loader.load(path, "cpu", sha256=digest)["t1"][0] == 1
+
+
+def test_a_file_that_cannot_be_mapped_read_only_is_copied_and_the_report_says_so(loader, tmp_path):
+    path = tmp_path / "deleted.pt"
+    torch.save(state_dict(), path)
+    with path.open("rb") as file:
+        path.unlink()
+        loaded = loader.open(f"/proc/self/fd/{file.fileno()}", "cpu", mmap=True)
+    assert [line for line in loaded.report.warnings if "a snapshot was made" in line]
+    assert loaded.object.keys() == state_dict().keys()

@@ -25,7 +25,7 @@ def read(source):
 
 
 def open_(f, mmap=False, max_source=1 << 30):
-    return open_source(f, mmap=mmap, max_source=max_source)
+    return open_source(f, mmap=mmap, max_source=max_source, reopen=os.dup)
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])

@@ -375,6 +375,7 @@ def test_the_zygote_is_a_clean_process_that_cannot_be_read(isolated: Sandbox) ->
         names = {row.split(b"=")[0].decode() for row in environ.read_bytes().split(b"\0") if row}
         assert names <= {
             *("LC_ALL", "PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"),
+            "GLIBC_TUNABLES",
             *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
             *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ISOLOAD_TESTS_LANDLOCK_ABI"),
         }
