@@ -17,7 +17,7 @@ MEMORY = 1 << 30  # bytes more than the test process has
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
 def test_what_was_found_once_ends_well(path):
-    """Lines 4 and 27: each input that ended in anything but an expected error, or took gigabytes."""
+    """Lines 4 and 27: each input that ended in no expected error, or took gigabytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     bound = psutil.Process().memory_info().data + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
