@@ -1,7 +1,7 @@
 """Make this process's surroundings those of a poorer host, then say what a worker would get.
 
-Run as a program: `degraded.py seccomp|chroot|container`, or several with a plus sign. Prints the
-Isolation as JSON; with the word "run" after it, what a run with the default layers says instead.
+Run as a program with the name of one of HOSTS, or of several with a plus sign. Prints the Isolation
+as JSON; with the word "run" after it, what a run with the default layers says instead.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sandbox import IsolationError, Sandbox, probe
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
+_PR_CAPBSET_DROP, _CAP_SYS_ADMIN = 24, 21
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 _CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
 
@@ -27,6 +28,9 @@ _OLD = {
     "x86_64": (272, 165, 166, 155, 250),  # unshare, mount, umount2, pivot_root, keyctl
     "aarch64": (97, 40, 39, 41, 219),
 }
+_CLONE = {"x86_64": 56, "aarch64": 220}.get(os.uname().machine, 0)
+_CLONE_NEW_ANY = 0x7E020000
+_CLONE3, _ENOSYS = 435, 38
 _REFUSED = (*_OLD.get(os.uname().machine, ()), 428, 429, 430, 431, 432, 433, 442)
 
 
@@ -38,11 +42,17 @@ def _checked(result: int) -> None:
 
 def seccomp() -> None:
     """A filter that answers EPERM, as container runtimes install it. seccomp(2)"""
-    load, equal, give = 0x20, 0x15, 0x06
+    load, equal, has, give = 0x20, 0x15, 0x45, 0x06
     program = struct.pack("=HBBI", load, 0, 0, 0)  # seccomp_data.nr
     for number in _REFUSED:
         program += struct.pack("=HBBI", equal, 0, 1, number)
         program += struct.pack("=HBBI", give, 0, 0, 0x00050000 | 1)  # SECCOMP_RET_ERRNO, EPERM
+    program += struct.pack("=HBBI", equal, 0, 1, _CLONE3)
+    program += struct.pack("=HBBI", give, 0, 0, 0x00050000 | _ENOSYS)
+    program += struct.pack("=HBBI", equal, 0, 3, _CLONE)
+    program += struct.pack("=HBBI", load, 0, 0, 16)  # the flags, its first argument
+    program += struct.pack("=HBBI", has, 0, 1, _CLONE_NEW_ANY)
+    program += struct.pack("=HBBI", give, 0, 0, 0x00050000 | 1)
     program += struct.pack("=HBBI", give, 0, 0, 0x7FFF0000)  # SECCOMP_RET_ALLOW
     code = ctypes.create_string_buffer(program)
     filter_ = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(code))
@@ -95,6 +105,21 @@ def chroot() -> None:
     os.chdir("/")
 
 
+def demoted() -> None:
+    """Root without CAP_SYS_ADMIN, as in a container, where user namespaces are allowed."""
+    _own_mounts()
+    for folder in reversed(Path(sys.base_prefix).parents):
+        if not folder.stat().st_mode & 0o001:  # nobody could not reach Python: show it alone
+            inside = Path(sys.base_prefix).relative_to(folder).parts[0]
+            held = os.open(folder / inside, os.O_PATH | os.O_DIRECTORY)
+            _checked(_libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"mode=0755"))
+            (folder / inside).mkdir()
+            source, target = f"/proc/self/fd/{held}".encode(), os.fsencode(folder / inside)
+            _checked(_libc.mount(source, target, None, _MS_BIND | _MS_REC, None))
+            os.close(held)
+    _checked(_libc.prctl(_PR_CAPBSET_DROP, _CAP_SYS_ADMIN, 0, 0, 0))  # for the zygote's exec
+
+
 def _become_child() -> None:
     """Go on in a child; the parent ends as the child does."""
     pid = os.fork()
@@ -112,9 +137,12 @@ def _read_only(point: str) -> None:
     _checked(_libc.mount(None, point.encode(), None, flags, None))
 
 
+HOSTS = {"seccomp": seccomp, "container": container, "chroot": chroot, "demoted": demoted}
+
+
 def main() -> None:
     for name in sys.argv[1].split("+"):
-        {"seccomp": seccomp, "container": container, "chroot": chroot}[name]()
+        HOSTS[name]()
     if sys.argv[2:] != ["run"]:
         print(json.dumps(probe().to_dict()))
         return

@@ -68,5 +68,13 @@ def test_a_read_only_cgroupfs_leaves_the_watchdog_and_says_so():
     assert on("container", "run").strip() == "it ran"
 
 
+def test_root_without_cap_sys_admin_becomes_nobody_in_a_user_namespace():
+    told = layers("demoted")
+    for name in ("user", "network", "process", "filesystem", "privileges"):
+        assert told[name]["state"] == "enforced", told[name]
+    assert "uid 65534 inside and out" in told["user"]["mechanism"]
+    assert on("demoted", "run").strip() == "it ran"
+
+
 def test_a_container_with_a_seccomp_filter_fails_closed():
     assert on("container+seccomp", "run").startswith('["network", "process", "filesystem"]')
