@@ -14,6 +14,9 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _SLOWEST_INPUT = 20 * MIB  # bytes a second that a worker is expected to manage at the least
+_REPLY = 64 * MIB
+_REPLY_PER_BYTE = 8  # of input
+_MAX_REPLY = 512 * MIB
 _HOST_SHARE = 0.8  # of the host's memory: more than this ends in swapping or the host's OOM killer
 
 
@@ -26,8 +29,9 @@ class Limits:
     cpu         seconds of CPU time
     processes   processes and threads at one time
     open_files  descriptors that one process may hold open
-    output      bytes of the reply (512 MiB at most), and of any one file or segment that the
-                worker writes
+    output      bytes of any one file or segment that the worker writes, and of the reply, which
+                may be no larger than 64 MiB and eight times the input, nor than 512 MiB: the
+                caller's process holds and decodes it
     """
 
     memory: int | None = None
@@ -50,6 +54,7 @@ class Limits:
     def resolved(self, input_bytes: int = 0) -> ResolvedLimits:
         """These limits with every field filled, for an input of `input_bytes`."""
         host = int(_host_memory() * _HOST_SHARE)
+        output = 256 * MIB + 2 * input_bytes if self.output is None else int(self.output)
         wall = 30.0 + input_bytes / _SLOWEST_INPUT if self.wall is None else float(self.wall)
         return ResolvedLimits(
             memory=min(GIB + 3 * input_bytes, host) if self.memory is None else int(self.memory),
@@ -57,7 +62,8 @@ class Limits:
             cpu=wall if self.cpu is None else float(self.cpu),
             processes=32 if self.processes is None else int(self.processes),
             open_files=64 if self.open_files is None else int(self.open_files),
-            output=256 * MIB + 2 * input_bytes if self.output is None else int(self.output),
+            output=output,
+            reply=min(output, _REPLY + _REPLY_PER_BYTE * input_bytes, _MAX_REPLY),
         )
 
 
@@ -68,7 +74,7 @@ def _host_memory() -> int:
 
 @dataclass(frozen=True)
 class ResolvedLimits(Limits):
-    """Limits without a gap."""
+    """Limits without a gap. `reply`: bytes."""
 
     memory: int = 0
     wall: float = 0.0
@@ -76,3 +82,4 @@ class ResolvedLimits(Limits):
     processes: int = 0
     open_files: int = 0
     output: int = 0
+    reply: int = 0

@@ -30,7 +30,6 @@ from sandbox.ready import isolation_of
 from sandbox.reply import Reply, Usage, cpu_of
 
 _MAX_REPLY_FDS = 16
-_MAX_REPLY = 512 << 20  # bytes, however much output is allowed: this process holds them in memory
 _MESSAGE = 4096  # bytes of what the zygote says of a worker
 _BURY_SECONDS = 5.0
 _CPU_SHARE = 0.5  # RLIMIT_CPU counts whole ticks; on a busy host the exact figure is far lower
@@ -150,7 +149,6 @@ class Worker:
         """Send the request, wait for the reply. The worker is dead, or dying, afterwards."""
         self._limits = limits
         self._began = until.deadline - limits.wall
-        bound = min(limits.output, _MAX_REPLY)
         head = json.dumps({"entry": entry, "limits": asdict(limits)}).encode()
         with self._watched(limits):
             try:
@@ -160,12 +158,12 @@ class Worker:
                 body = b"\n".join((head, request))
                 channel.send_until(self._sock, channel.REQUEST, body, fds, until)
                 kind, data, returned = channel.receive_until(
-                    self._sock, bound, _MAX_REPLY_FDS, until
+                    self._sock, limits.reply, _MAX_REPLY_FDS, until
                 )
             except TimeoutError:
                 raise LimitError("wall", limits.wall) from None
             except channel.FrameTooLarge:
-                raise LimitError("output", bound, "its reply is larger") from None
+                raise LimitError("output", limits.reply, "its reply is larger") from None
             except channel.FrameError as error:
                 raise WorkerError(f"the worker broke the protocol: {error}") from None
             except (EOFError, OSError):

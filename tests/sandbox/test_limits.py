@@ -66,8 +66,16 @@ def test_a_claimed_length_costs_nothing(run: Run, length: int) -> None:
 
 def test_a_claimed_length_below_the_limit_is_not_stored_in_advance(run: Run) -> None:
     with pytest.raises(LimitError) as caught:
-        run("raw_frame", b"[200000000, 3]", limits=Limits(wall=0.5))
+        run("raw_frame", b"[60000000, 3]", limits=Limits(wall=0.5))
     assert caught.value.limit == "wall"
+
+
+@pytest.mark.parametrize(("padding", "limit"), [(0, "output"), (20_000_000, "wall")])
+def test_how_long_a_reply_may_be_follows_the_input(run: Run, padding: int, limit: str) -> None:
+    """64 MiB and eight times the input: this process would hold it."""
+    with pytest.raises(LimitError) as caught:
+        run("raw_frame", b"[200000000, 3]" + b" " * padding, limits=Limits(wall=1))
+    assert caught.value.limit == limit
 
 
 def test_a_waiting_call_counts_against_its_own_wall_time() -> None:
