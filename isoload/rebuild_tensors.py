@@ -6,6 +6,7 @@ places of nested components) is checked here, because torch would follow them an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ _LAYOUTS = {
     "sparse_bsr": torch.sparse_bsr,
     "sparse_bsc": torch.sparse_bsc,
 }
+_MAX_ELEMENTS = (1 << 63) // 16  # of the widest dtype, in 64 bits of bytes
 
 
 class Storages:
@@ -145,6 +147,7 @@ def nested_strided(node: m.NestedStrided, objects: Sequence[Any]) -> Any:
 
 def _check_nested(total: int, sizes: Any, strides: Any, offsets: Any) -> None:
     rows = zip(sizes.tolist(), strides.tolist(), offsets.tolist(), strict=True)
+    elements = 0
     for size, stride, offset in rows if sizes.dim() == 2 else ():
         if any(dim < 0 for dim in size) or any(step < 0 for step in stride) or offset < 0:
             raise CheckpointError("a nested tensor of negative extents")
@@ -153,6 +156,9 @@ def _check_nested(total: int, sizes: Any, strides: Any, offsets: Any) -> None:
             raise CheckpointError("a nested tensor that reaches beyond its buffer")
         if offset > total:
             raise CheckpointError("a nested tensor that reaches beyond its buffer")
+        elements += math.prod(dim or 1 for dim in size)
+        if elements > _MAX_ELEMENTS:  # with strides of 0 they need no bytes
+            raise CheckpointError("a nested tensor beyond 64 bits")
 
 
 def nested_jagged(node: m.NestedJagged, objects: Sequence[Any]) -> Any:
