@@ -57,18 +57,6 @@ def test_its_owner_can_change_nothing_through_it(box: Sandbox, opened: int, chan
     assert os.fstat(opened) == before
 
 
-@pytest.mark.parametrize("folder", ["/dev/shm", "/tmp"])
-def test_on_any_mount(box: Sandbox, folder: str) -> None:
-    path = Path(folder, f"isoload-test-reopen-{os.getpid()}")
-    path.write_bytes(b"x")
-    try:
-        with path.open("rb") as file:
-            again = box.reopen(file.fileno())
-            os.close(again)
-    finally:
-        path.unlink()
-
-
 def test_a_file_without_a_path_is_an_error(box: Sandbox, opened: int, tmp_path: Path) -> None:
     (tmp_path / "model.pt").unlink()
     with pytest.raises(OSError, match="no read-only mount"):
