@@ -254,12 +254,18 @@ class _Walk:
         self.count(len(value))
         return self.fill(value, value, lambda done: m.Deque(done, value.maxlen))
 
-    def open_dict(self, value: dict[Any, Any]) -> _Frame:
+    def open_dict(self, value: dict[Any, Any]) -> _Frame | int:
         """Keys and values in turn, as a pickle has them."""
         self.count(len(value))
         kind = type(value)
         factory = self.factory(value) if isinstance(value, defaultdict) else m.NONE
         name = "" if kind is dict else kind.__name__
+        if not value:  # half of what a pickled module is made of: without a frame
+            index = self.reserve(value)
+            self.nodes[index] = m.Dict([], [], name, m.NONE, factory)
+            if kind in (OrderedDict, Counter) and value.__dict__:
+                self.add_attrs(index, value.__dict__, kind)
+            return index
 
         def make(done: list[int]) -> m.Dict:
             return m.Dict(done[::2], done[1::2], name, m.NONE, factory)
