@@ -34,6 +34,7 @@ from .describe_numpy import ArrayWriter
 from .describe_tensors import TensorWriter
 from .reading import Reading, TooMuch
 from .recorded import Recorded
+from .views import Span, View
 
 
 class Budget(Protocol):
@@ -92,6 +93,8 @@ class _Walk:
             torch.Size: lambda value: m.Size(list(value)),
             torch.storage.TypedStorage: self.tensors.typed_storage,
             torch.UntypedStorage: self.tensors.untyped_storage,
+            Span: self.tensors.span,
+            View: self.tensors.view,
             **dict.fromkeys(NAMED_TYPES, _named),
         }
         self.opened: dict[type, Callable[[Any], _Frame | int]] = {
