@@ -200,5 +200,6 @@ def _refusal(pickled: bytes) -> Exception | None:
         try:
             _weights_only_unpickler.Unpickler(io.BytesIO(program), encoding="utf-8").load()
         except Exception as error:
-            return error if refused_globals(error) else None
+            # Without its frames: they hold the mapping, in a cycle.
+            return error.with_traceback(None) if refused_globals(error) else None
     return None

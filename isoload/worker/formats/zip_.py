@@ -93,7 +93,7 @@ def _read_saved(
 
     def weights_only() -> object:
         if ready is not None and ready.refusal is not None:
-            raise ready.refusal
+            raise type(ready.refusal)(*ready.refusal.args)  # another: its traceback holds `ready`
         archive = opened()
         root = load_zip(archive, start())
         if not request.tensors or archive.get_record_size("data.pkl") <= SCANNED:
