@@ -23,4 +23,4 @@ def test_warming_up_leaves_no_descriptor() -> None:
 
 def test_a_rehearsal_makes_nothing_that_was_prepared_again() -> None:
     rehearsal.prepare()
-    assert rehearsal._order() is rehearsal._order()
+    assert rehearsal._orders() is rehearsal._orders()
