@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .recorded import Recorded
+from .views import Span, View
 
 _MAX_TEXT = 80
 _MAX_ITEMS = 6
@@ -39,6 +40,10 @@ def _show(value: Any, depth: int) -> str:
         return str(value) if value.bit_length() <= 128 else f"<int of {value.bit_length()} bits>"
     if isinstance(value, torch.Tensor):
         return f"<tensor {list(value.shape)}>"
+    if kind is View:
+        return f"<tensor {list(value.size)}>"
+    if kind is Span:
+        return "<TypedStorage>"
     if isinstance(value, np.ndarray):
         return f"<array {list(value.shape)}>"
     if kind in (list, tuple, set, frozenset) or isinstance(value, dict):

@@ -34,6 +34,7 @@ from .describe_numpy import ArrayWriter
 from .describe_tensors import TensorWriter
 from .reading import Reading, TooMuch
 from .recorded import Recorded
+from .views import Span, View
 
 
 class Budget(Protocol):
@@ -92,6 +93,8 @@ class _Walk:
             torch.Size: lambda value: m.Size(list(value)),
             torch.storage.TypedStorage: self.tensors.typed_storage,
             torch.UntypedStorage: self.tensors.untyped_storage,
+            Span: self.tensors.span,
+            View: self.tensors.view,
             **dict.fromkeys(NAMED_TYPES, _named),
         }
         self.opened: dict[type, Callable[[Any], _Frame | int]] = {
@@ -254,12 +257,18 @@ class _Walk:
         self.count(len(value))
         return self.fill(value, value, lambda done: m.Deque(done, value.maxlen))
 
-    def open_dict(self, value: dict[Any, Any]) -> _Frame:
+    def open_dict(self, value: dict[Any, Any]) -> _Frame | int:
         """Keys and values in turn, as a pickle has them."""
         self.count(len(value))
         kind = type(value)
         factory = self.factory(value) if isinstance(value, defaultdict) else m.NONE
         name = "" if kind is dict else kind.__name__
+        if not value:  # half of what a pickled module is made of: without a frame
+            index = self.reserve(value)
+            self.nodes[index] = m.Dict([], [], name, m.NONE, factory)
+            if kind in (OrderedDict, Counter) and value.__dict__:
+                self.add_attrs(index, value.__dict__, kind)
+            return index
 
         def make(done: list[int]) -> m.Dict:
             return m.Dict(done[::2], done[1::2], name, m.NONE, factory)

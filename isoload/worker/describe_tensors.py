@@ -15,6 +15,7 @@ from sandbox import printable
 
 from .reading import Reading, Unsupported
 from .storages import StorageTable
+from .views import Span, View
 
 _DTYPE_INDEX = {
     getattr(torch, name): index for index, name in enumerate(m.DTYPES) if hasattr(torch, name)
@@ -169,6 +170,17 @@ class TensorWriter:
         dtype = value.dtype
         storage = self.storages.index(value._untyped_storage, dtype.itemsize)
         return m.StorageValue(storage, _DTYPE_INDEX[dtype])
+
+    def span(self, value: Span) -> m.StorageValue:
+        """A storage that was not made, in the place of a TypedStorage."""
+        index = self.storages.index(value, value.dtype.itemsize)
+        return m.StorageValue(index, _DTYPE_INDEX[value.dtype])
+
+    def view(self, value: View) -> m.Tensor:
+        """A tensor that was not made."""
+        dtype = _DTYPE_INDEX[value.dtype]
+        storage = self.storages.index(value.span, _ITEMSIZE[dtype])
+        return m.Tensor(storage, dtype, value.offset, [*value.size], [*value.stride], value.flags)
 
     def untyped_storage(self, value: Any) -> m.StorageValue:
         return m.StorageValue(self.storages.index(value, 1))

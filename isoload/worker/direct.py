@@ -28,7 +28,8 @@ from .direct_graph import ALLOWED, execute
 from .direct_legacy import MAGIC, read_legacy
 from .direct_nodes import describe
 from .direct_scan import scan
-from .direct_zip import Source, Stored, read_archive
+from .direct_zip import Stored
+from .source import WorkerSource
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Direct:
     arena: int | None = None
 
 
-def read_direct(source: Source, request: manifest.Request) -> Direct | None:
+def read_direct(source: WorkerSource, request: manifest.Request) -> Direct | None:
     """Read an ordinary checkpoint, or return None: for torch.load to read."""
     with _no_garbage_collection():
         try:
@@ -64,8 +65,8 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_zip(source: Source, request: manifest.Request) -> Direct | None:
-    archive = read_archive(source)
+def _read_zip(source: WorkerSource, request: manifest.Request) -> Direct | None:
+    archive = source.archive
     if archive is None:
         return None
     offset, size = archive.records["data.pkl"]

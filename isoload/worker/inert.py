@@ -62,6 +62,8 @@ def _no_persistent(saved_id: object) -> object:
 class InertUnpickler(Machine):
     """Reads pickles of one file. `persistent` gives what a persistent id stands for."""
 
+    makers = MAKERS
+
     def __init__(
         self,
         data: bytes | mmap,
@@ -120,7 +122,7 @@ class InertUnpickler(Machine):
         if isinstance(function, Recorded) and not function.reference:
             return self._call_instance(function, args, kwargs)
         name = _name(function)
-        maker = MAKERS.get(name) if not kwargs else None
+        maker = self.makers.get(name) if not kwargs else None
         if maker is not None:
             try:
                 return maker(self, args)

@@ -1,4 +1,4 @@
-"""A worker's own read of a tiny trusted checkpoint, while it waits for its request.
+"""A worker's own read of tiny trusted checkpoints, while it waits for its request.
 
 After a fork the first use of each page of code and of memory is a page fault: some 700 of them, two
 milliseconds, of which a spare has had most when its request comes. Nothing of a user's file is
@@ -24,25 +24,31 @@ _TENSORS = 64
 
 
 @cache
-def _order() -> tuple[bytes, bytes]:
-    """(checkpoint, request), made once, before the fork."""
-    file = io.BytesIO()
-    torch.save({f"layers.{i}.weight": torch.zeros(2, 2) for i in range(_TENSORS)}, file)
-    return file.getvalue(), msgspec.msgpack.encode(manifest.Request(fallback="none"))
+def _orders() -> list[tuple[bytes, bytes]]:
+    """(checkpoint, request) of each, made once, before the fork."""
+    state = {f"layers.{i}.weight": torch.zeros(2, 2) for i in range(_TENSORS)}
+    module = torch.nn.BatchNorm1d(2)
+    orders = []
+    for value in (state, module):
+        file = io.BytesIO()
+        torch.save(value, file)
+        request = manifest.Request(fallback="inert", max_output=1 << 20)
+        orders.append((file.getvalue(), msgspec.msgpack.encode(request)))
+    return orders
 
 
 def prepare() -> None:
-    """In the zygote: open one file of each common kind, and make the checkpoint of `rehearse`."""
+    """In the zygote: open one file of each common kind, and make the checkpoints of `rehearse`."""
     warm_up()
-    _order()
+    _orders()
 
 
 def rehearse() -> None:
-    """In a worker that waits: read it once."""
-    checkpoint, request = _order()
-    fd = create_memfd("rehearsal")
-    try:
-        os.write(fd, checkpoint)
-        main(request, [fd])
-    finally:
-        os.close(fd)
+    """In a worker that waits: read each once."""
+    for checkpoint, request in _orders():
+        fd = create_memfd("rehearsal")
+        try:
+            os.write(fd, checkpoint)
+            main(request, [fd])
+        finally:
+            os.close(fd)

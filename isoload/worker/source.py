@@ -16,6 +16,8 @@ from typing import BinaryIO, cast
 
 import torch
 
+from .direct_zip import Archive, read_archive
+
 
 class MappedFile(io.RawIOBase):
     """A seekable read-only file over bytes in memory. It has no descriptor to seek."""
@@ -103,6 +105,11 @@ class WorkerSource:
     def mapping(self) -> tuple[int, int]:
         """Where the file lies in memory: (address, bytes)."""
         return (self.storage.data_ptr(), self.size) if self.size else (0, 0)
+
+    @cached_property
+    def archive(self) -> Archive | None:
+        """Where the records of an ordinary zip lie; None where only torch can say it."""
+        return read_archive(self)
 
     def map(self) -> tuple[memoryview, int]:
         """The bytes and the address at which they lie."""

@@ -15,6 +15,12 @@ def test_a_rehearsal_leaves_no_descriptor() -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+def test_warming_up_leaves_no_descriptor() -> None:
+    rehearsal.prepare()
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        assert "memfd:warm-up" not in maps.read()
+
+
 def test_a_rehearsal_makes_nothing_that_was_prepared_again() -> None:
     rehearsal.prepare()
-    assert rehearsal._order() is rehearsal._order()
+    assert rehearsal._orders() is rehearsal._orders()
