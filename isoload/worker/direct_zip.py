@@ -28,7 +28,7 @@ import torch
 
 from isoload import manifest
 
-from .direct_graph import Bytes, Kind, Unusual, check_location
+from .direct_graph import Bytes, Column, Unusual
 
 if TYPE_CHECKING:
     import mmap
@@ -114,20 +114,27 @@ class Stored:
         self._known: dict[str, Bytes] = {}
         self.table: list[manifest.Storage] = []
 
-    def __call__(self, kind: Kind, key: str, location: str, count: object) -> Bytes:
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        offset, nbytes = self._records["data/" + key]
-        if type(count) is not int or nbytes != count * kind.itemsize or offset % kind.itemsize:
+    def __call__(
+        self, kinds: Column, keys: Column, locations: Column, counts: Column
+    ) -> list[Bytes]:
+        if set(map(type, counts)) != {int}:
             raise Unusual
-        check_location(location)
-        storage = Bytes(len(self.table), kind, offset, nbytes)
-        at = offset if self._segment == manifest.SOURCE else 0
-        self.table.append(manifest.Storage(self._segment, at, nbytes, location))
-        if nbytes:  # torch does not remember a storage that has no address: each is its own
-            self._known[key] = storage
-        return storage
+        records, known, table = self._records, self._known, self.table
+        crosses = self._segment == manifest.SOURCE
+        found: list[Bytes] = []
+        for kind, key, location, count in zip(kinds, keys, locations, counts, strict=True):
+            storage = known.get(key)
+            if storage is None:
+                offset, nbytes = records["data/" + key]
+                if nbytes != count * kind.itemsize or offset % kind.itemsize:
+                    raise Unusual
+                storage = Bytes(len(table), kind, offset, nbytes)
+                at = offset if crosses else 0
+                table.append(manifest.Storage(self._segment, at, nbytes, location))
+                if nbytes:  # torch does not remember one that has no address: each is its own
+                    known[key] = storage
+            found.append(storage)
+        return found
 
 
 def _require(holds: object) -> None:

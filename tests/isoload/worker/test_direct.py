@@ -223,6 +223,20 @@ HANDED_OVER = {
     "BUILD of a pair": b"\x80\x02ccollections\nOrderedDict\n)R}}\x86b.",
     "BUILD of None": b"\x80\x02ccollections\nOrderedDict\n)RNb.",
     "BUILD on a counter": b"\x80\x02ccollections\nCounter\n)R}b.",
+    "BUILD on a dict": b"\x80\x02}}b.",
+    "BUILD on a list": b"\x80\x02]}b.",
+    "BUILD on a set": b"\x80\x02c__builtin__\nset\n)R}b.",
+    "BUILD on a text": b"\x80\x02X\x01\0\0\0a}b.",
+    "BUILD on a class": b"\x80\x02ccollections\nOrderedDict\n}b.",
+    "BUILD on a size": b"\x80\x02ctorch\nSize\n)\x85R}b.",
+    "BUILD on a tensor": b"\x80\x02" + TENSOR % b"K\x00K\x04\x85K\x01\x85" + b"}b.",
+    "BUILD of an OrderedDict": b"\x80\x02ccollections\nOrderedDict\n)Rq\x00h\x00b.",
+    "a storage of a bad key that is dropped": b"\x80\x02}K\x01"
+    + TENSOR[TENSOR.index(b"(X") : -len(TAIL) - 2].replace(b"\x000X", b"\x007X")
+    + b"sK\x01Ns.",
+    "a storage of a bad size that is dropped": b"\x80\x02}K\x01"
+    + TENSOR[TENSOR.index(b"(X") : -len(TAIL) - 2].replace(b"K\x04", b"K\x05")
+    + b"sK\x01Ns.",
     "a persistent id of two": b"\x80\x02NN\x86Q.",
     "a persistent id that is a text": b"\x80\x02X\x01\0\0\0aQ.",
     "a memo index out of all proportion": b"\x80\x02Nr\0\0\0\x80.",
@@ -278,6 +292,8 @@ def test_the_programs_above_fail_only_for_what_they_name() -> None:
     same(archive(b"\x80\x02" + TENSOR % b"K\x00K\x04\x85K\x01\x85" + b".", {"data/0": bytes(16)}))
     same(archive(b"\x80\x02ccollections\nOrderedDict\n)R}K\x01K\x02sb."))
     same(archive(b"\x80\x02](K\x01e."))
+    storage = TENSOR[TENSOR.index(b"(X") : -len(TAIL) - 2]
+    same(archive(b"\x80\x02}K\x01" + storage + b"sK\x01Ns.", {"data/0": bytes(16)}))
 
 
 @pytest.mark.parametrize(
