@@ -37,23 +37,32 @@ class Segments:
             map_private(fd, nbytes) if nbytes else None
             for fd, nbytes in zip((source, *returned), sizes, strict=True)
         ]
+        # Memoryviews, so that a mapping cannot be closed under what lies on it.
+        self._memories = [
+            None if mapping is None else memoryview(mapping) for mapping in self._mappings
+        ]
         self._wholes: list[Any] = [None] * len(sizes)
 
     def mapping(self, index: int) -> mmap.mmap | None:
         """The segment's memory; None where it is empty."""
         return self._mappings[index]
 
+    def memory(self, index: int) -> memoryview:
+        """The memory of a segment that is not empty. What was made over it keeps the mapping."""
+        memory = self._memories[index]
+        if memory is None:
+            raise ManifestError("an empty segment that holds something")
+        return memory
+
     def whole(self, index: int) -> Any:
         """One UntypedStorage over the whole segment. It keeps the mapping alive."""
         whole = self._wholes[index]
         if whole is None:
-            mapping = self._mappings[index]
-            if mapping is None:
+            memory = self._memories[index]
+            if memory is None:
                 whole = torch.empty(0, dtype=torch.uint8, device="cpu").untyped_storage()
             else:
-                # A memoryview, so that the mapping cannot be closed under the storage.
-                view = memoryview(mapping)
-                whole = torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+                whole = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
             self._wholes[index] = whole
         return whole
 
