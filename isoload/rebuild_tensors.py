@@ -28,8 +28,6 @@ _LAYOUTS = {
 }
 
 _from_buffer: Any = _torch._C._VariableFunctions.frombuffer
-_SEE_STORAGES = (m.NdArray, m.Quantized, m.StorageValue)
-"""The nodes beside Tensor that name a storage."""
 _SHARED = -2
 
 
@@ -41,7 +39,7 @@ def _alone(graph: m.Graph, placement: Placement) -> list[bool]:
         if type(node) is m.Tensor:
             index = node.storage
             dtypes[index] = node.dtype if dtypes[index] == NONE else _SHARED
-        elif type(node) in _SEE_STORAGES:
+        elif isinstance(node, (m.NdArray, m.Quantized, m.StorageValue)):
             dtypes[node.storage] = _SHARED
     return [
         dtype >= 0

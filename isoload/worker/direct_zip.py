@@ -57,6 +57,18 @@ _FLAGS = (0, _DESCRIPTOR, 0x800, 0x808)
 """No flag, a data descriptor, UTF-8 names: what torch and zip programs write for stored records."""
 _DIRECTORY = 0x10
 """The attribute of MS-DOS: torch's reader leaves the memory for such a record as it found it."""
+_ENTRY_SIGNATURE = b"PK\1\2"
+_MAX_NAME = 300
+_SETTINGS = (
+    b".data/serialization_id",
+    b".data/version",
+    b".format_version",
+    b".storage_alignment",
+    b"byteorder",
+    b"constants.pkl",
+    b"version",
+)
+_PLAIN = bytes(range(0x20, 0x7F)) + b"\n"
 _MAX32 = 0xFFFFFFFF
 _MAX16 = 0xFFFF
 
@@ -95,10 +107,7 @@ class Archive(NamedTuple):
 def read_archive(source: Source) -> Archive | None:
     """Where everything lies, or None where torch should be asked for each record."""
     try:
-        reader = torch._C.PyTorchFileReader(source.file())
-        names: list[str] = reader.get_all_records()
-        reader.serialization_id()
-        archive = _archive(source.view, names)
+        archive = _archive(source)
         _check_settings(source.view, archive.records)
     except (Unusual, RuntimeError, ValueError, UnicodeError, struct.error):
         return None
@@ -149,6 +158,10 @@ def _check_settings(view: memoryview, records: Records) -> None:
     _require(byteorder is None or _bytes(view, byteorder) == b"little")
     alignment = records.get(".storage_alignment")
     _require(alignment is None or re.fullmatch(rb"\d{1,9}", _bytes(view, alignment)))
+    version = records.get(".data/version", records.get("version"))
+    _require(version is not None and re.fullmatch(rb"([1-9]|10)\n?", _bytes(view, version)))
+    identity = records.get(".data/serialization_id")
+    _require(identity is None or _bytes(view, identity).isascii())
 
 
 def _bytes(view: memoryview, record: tuple[int, int]) -> bytes:
@@ -191,17 +204,16 @@ def _structs(data: np.ndarray, at: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return rows
 
 
-def _archive(view: memoryview, names: list[str]) -> Archive:
+def _archive(source: Source) -> Archive:
+    view = source.view
     offset, size, count = _directory(view)
     data = np.frombuffer(view, dtype=np.uint8)
-    directory = data[offset : offset + size]
+    directory = bytes(view[offset : offset + size])
     entries, starts = _entries(directory, count)
-    _require(len(names) == count)
     at = entries["header"].astype(np.int64)
     sizes = entries["size"].astype(np.int64)
-    for index in np.flatnonzero(
-        (entries["header"] == _MAX32) | (entries["size"] == _MAX32)
-    ).tolist():
+    wide = np.flatnonzero((entries["header"] == _MAX32) | (entries["size"] == _MAX32)).tolist()
+    for index in wide:
         at[index], sizes[index] = _wide(directory, entries[index], int(starts[index]))
     local = _structs(data, at, _LOCAL)
     lengths = entries["name"].astype(np.int64)
@@ -213,48 +225,61 @@ def _archive(view: memoryview, names: list[str]) -> Archive:
     order = np.argsort(begins, kind="stable")
     ends = begins + sizes
     _require(np.all(ends[order][:-1] <= at[order][1:]) and int(ends.max()) <= offset)
-
+    _require(int(lengths.max()) <= _MAX_NAME)
     spelled = _spelled(directory, starts + _ENTRY.itemsize, lengths)
-    _require(np.array_equal(spelled, _spelled(data, at + _LOCAL.itemsize, lengths)))
-    text = spelled.tobytes().decode("ascii")
-    folder = text.partition("/")[0] + "/"
-    _require("".join([folder + name for name in names]) == text)
-    _require(np.array_equal(lengths, [len(name) + len(folder) for name in names]))
-    _require(
-        len({name.lower() for name in names}) == count and not any(n[-1:] == "/" for n in names)
-    )
+    _require(spelled == _spelled(source.data, at + _LOCAL.itemsize, lengths))
+    names = _names(spelled)
+    if wide:  # seldom, and large: let torch itself say that it finds the same
+        _require(torch._C.PyTorchFileReader(source.file()).get_all_records() == names)
     places = zip(begins.tolist(), sizes.tolist(), strict=True)
     sums = entries["crc"].tolist() if int(sizes.sum()) <= CRC_LIMIT else []
     return Archive(dict(zip(names, places, strict=True)), sums)
 
 
-def _entries(directory: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _entries(directory: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The central directory's entries, and the offset of each in it: one chain without a gap."""
-    words = directory[: directory.size // 2 * 2]
-    even = np.flatnonzero(words.view("<u2") == 0x4B50) * 2
-    words = directory[1 : 1 + (directory.size - 1) // 2 * 2]
-    odd = np.flatnonzero(words.view("<u2") == 0x4B50) * 2 + 1
-    starts = np.sort(np.concatenate((even, odd)))
-    starts = starts[starts + _ENTRY.itemsize <= directory.size]
-    entries = _structs(directory, starts, _ENTRY)
-    real = entries["signature"] == b"PK\1\2"
-    starts, entries = starts[real], entries[real]
-    _require(len(entries) == count)
+    before, *rest = directory.split(_ENTRY_SIGNATURE)
+    _require(not before and len(rest) == count)
+    spans = np.fromiter(map(len, rest), np.int64, count) + len(_ENTRY_SIGNATURE)
+    starts = np.cumsum(spans) - spans
+    entries = _structs(np.frombuffer(directory, np.uint8), starts, _ENTRY)
     lengths = (
         _ENTRY.itemsize + entries["name"].astype(np.int64) + entries["extra"] + entries["comment"]
     )
-    _require(starts[0] == 0 and np.array_equal(starts[1:], (starts + lengths)[:-1]))
-    _require(starts[-1] + lengths[-1] == directory.size)
+    _require(np.array_equal(spans, lengths))
     _require(not entries["method"].any() and np.array_equal(entries["packed"], entries["size"]))
     _require(not entries["disk"].any() and np.all(np.isin(entries["flags"], _FLAGS)))
     _require(not (entries["outer"] & _DIRECTORY).any())
     return entries, starts
 
 
-def _wide(directory: np.ndarray, entry: np.ndarray, start: int) -> tuple[int, int]:
+def _spelled(data: mmap.mmap | bytes, starts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
+    """The names that stand at the offsets."""
+    ends = (starts + lengths).tolist()
+    return [data[start:end] for start, end in zip(starts.tolist(), ends, strict=True)]
+
+
+def _names(spelled: list[bytes]) -> list[str]:
+    """The records' names within the archive's one folder, which is the first name's. No two differ
+    only in case, none is a folder's, and all are what torch's C strings can hold."""
+    lines = b"\n".join(spelled)
+    _require(lines.count(b"\n") == len(spelled) - 1 and not lines.translate(None, _PLAIN))
+    _require(b"/\n" not in lines + b"\n")
+    lowered = set(lines.lower().split(b"\n"))
+    _require(len(lowered) == len(spelled))
+    folder, slash, _ = spelled[0].partition(b"/")
+    for setting in _SETTINGS:  # torch finds them also in capitals
+        name = folder + b"/" + setting
+        _require(name.lower() not in lowered or name in spelled)
+    before, *names = f"\n{lines.decode('ascii')}".split(f"\n{folder.decode('ascii')}/")
+    _require(slash and not before and len(names) == len(spelled))
+    return names
+
+
+def _wide(directory: bytes, entry: np.ndarray, start: int) -> tuple[int, int]:
     """(header offset, bytes) of an entry with 64-bit values: its extra field holds nothing else."""
     begin = start + _ENTRY.itemsize + int(entry["name"])
-    extra = directory[begin : begin + int(entry["extra"])].tobytes()
+    extra = directory[begin : begin + int(entry["extra"])]
     kind, length = struct.unpack_from("<HH", extra)
     _require(kind == 1 and length == len(extra) - 4 and length % 8 == 0)
     values = list(struct.unpack(f"<{length // 8}Q", extra[4:]))
@@ -268,9 +293,3 @@ def _wide(directory: np.ndarray, entry: np.ndarray, start: int) -> tuple[int, in
         header = values.pop(0)
     _require(not values and size == packed and size < 1 << 62 and header < 1 << 62)
     return header, size
-
-
-def _spelled(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The bytes of all names, one after the other."""
-    ends = np.cumsum(lengths)
-    return data[np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]))]
