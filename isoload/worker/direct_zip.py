@@ -1,13 +1,14 @@
 """Where the records of an ordinary checkpoint lie: the offset and size of ten thousand at a time.
 
-torch's own reader opens the archive and says which names it finds; the central directory is read
-here as arrays, and every way in which a zip can say two things at once ends in None: another
-reader, which asks torch for each record, has a look at it then. What is left has one reading only:
+The central directory is read here as arrays, and every way in which a zip can say two things at
+once ends in None: another reader, which asks torch for each record, has a look at it then. What is
+left has one reading only, and torch's own reader need not be asked for it:
 
 - the end record stands at the very end; the 64-bit one, if any, directly before it, and they agree;
 - the entries follow each other from the directory's start to its end, as many as the end record
   says;
-- their names are those that torch's reader lists, in its order, and no two differ only in case;
+- their names are in one folder and plain text, and no two differ only in case, nor does one from
+  what torch looks for;
 - each record is stored, of the same size packed and unpacked, and without encryption;
 - each record's own header names it the same, and its data lie in the file and overlap no other's;
 - the CRCs hold, where the records are small enough to check.
@@ -53,8 +54,9 @@ _LOCAL = np.dtype([
     *_SIZES,
 ])  # fmt: skip
 _DESCRIPTOR = 0x8
-_FLAGS = (0, _DESCRIPTOR, 0x800, 0x808)
-"""No flag, a data descriptor, UTF-8 names: what torch and zip programs write for stored records."""
+_OTHER_FLAGS = 0xFFFF & ~(_DESCRIPTOR | 0x800)
+"""All but a data descriptor and UTF-8 names: what torch and zip programs write for stored
+records."""
 _DIRECTORY = 0x10
 """The attribute of MS-DOS: torch's reader leaves the memory for such a record as it found it."""
 _ENTRY_SIGNATURE = b"PK\1\2"
@@ -186,7 +188,7 @@ def _directory(view: memoryview) -> tuple[int, int, int]:
         _require(
             signature == b"PK\6\6" and length == _END64.size - 12 and at == end and here == count
         )
-        _require(not (disk or disk64 or first64) and disks in (0, 1))
+        _require(not (disk or disk64 or first64) and disks == 1)
         limits = (_MAX16, _MAX32, _MAX32)
         pairs = zip(short, (count, size, offset), limits, strict=True)
         _require(all(value in (limit, wide) for value, wide, limit in pairs))
@@ -196,38 +198,28 @@ def _directory(view: memoryview) -> tuple[int, int, int]:
     return offset, size, count
 
 
-def _structs(data: np.ndarray, at: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The structs that start at each of the offsets."""
-    _require(at.size and int(at.min()) >= 0 and int(at.max()) + dtype.itemsize <= data.size)
-    windows = np.lib.stride_tricks.sliding_window_view(data, dtype.itemsize)
-    rows: np.ndarray = windows[at].view(dtype)[:, 0]
-    return rows
-
-
 def _archive(source: Source) -> Archive:
-    view = source.view
-    offset, size, count = _directory(view)
-    data = np.frombuffer(view, dtype=np.uint8)
-    directory = bytes(view[offset : offset + size])
+    data = source.data
+    offset, size, count = _directory(source.view)
+    directory = data[offset : offset + size]
     entries, starts = _entries(directory, count)
-    at = entries["header"].astype(np.int64)
-    sizes = entries["size"].astype(np.int64)
+    at, sizes = entries["header"].astype(np.int64), entries["size"].astype(np.int64)
     wide = np.flatnonzero((entries["header"] == _MAX32) | (entries["size"] == _MAX32)).tolist()
     for index in wide:
         at[index], sizes[index] = _wide(directory, entries[index], int(starts[index]))
     local = _structs(data, at, _LOCAL)
-    lengths = entries["name"].astype(np.int64)
-    begins = at + _LOCAL.itemsize + lengths + local["extra"]
-    _require(np.all(local["signature"] == b"PK\3\4") and np.all(local["name"] == entries["name"]))
-    _require(np.all(local["method"] == 0) and np.all(np.isin(local["flags"], _FLAGS)))
+    lengths = entries["name"]
+    _require((local["signature"] == b"PK\3\4").all() and (local["name"] == lengths).all())
+    _require(not local["method"].any() and not (local["flags"] & _OTHER_FLAGS).any())
     described = (local["flags"] & _DESCRIPTOR) != 0
-    _require(np.all(described | (local["crc"] == entries["crc"])))
+    _require((described | (local["crc"] == entries["crc"])).all())
+    begins = at + _LOCAL.itemsize + lengths + local["extra"]
     order = np.argsort(begins, kind="stable")
     ends = begins + sizes
-    _require(np.all(ends[order][:-1] <= at[order][1:]) and int(ends.max()) <= offset)
-    _require(int(lengths.max()) <= _MAX_NAME)
+    _require((ends[order][:-1] <= at[order][1:]).all() and int(ends.max()) <= offset)
+
     spelled = _spelled(directory, starts + _ENTRY.itemsize, lengths)
-    _require(spelled == _spelled(source.data, at + _LOCAL.itemsize, lengths))
+    _require(spelled == _spelled(data, at + _LOCAL.itemsize, lengths))
     names = _names(spelled)
     if wide:  # seldom, and large: let torch itself say that it finds the same
         _require(torch._C.PyTorchFileReader(source.file()).get_all_records() == names)
@@ -237,23 +229,31 @@ def _archive(source: Source) -> Archive:
 
 
 def _entries(directory: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The central directory's entries, and the offset of each in it: one chain without a gap."""
-    before, *rest = directory.split(_ENTRY_SIGNATURE)
-    _require(not before and len(rest) == count)
-    spans = np.fromiter(map(len, rest), np.int64, count) + len(_ENTRY_SIGNATURE)
-    starts = np.cumsum(spans) - spans
-    entries = _structs(np.frombuffer(directory, np.uint8), starts, _ENTRY)
-    lengths = (
-        _ENTRY.itemsize + entries["name"].astype(np.int64) + entries["extra"] + entries["comment"]
-    )
-    _require(np.array_equal(spans, lengths))
+    """The central directory's entries, one chain without a gap, and the offset of each in it."""
+    before, *spans = map(len, directory.split(_ENTRY_SIGNATURE))
+    _require(before == 0 and len(spans) == count > 0)
+    lengths = np.array(spans) + len(_ENTRY_SIGNATURE)
+    starts = np.cumsum(lengths) - lengths
+    entries = _structs(directory, starts, _ENTRY)
+    texts = entries["name"].astype(np.int64) + entries["extra"] + entries["comment"]
+    _require(np.array_equal(lengths, _ENTRY.itemsize + texts))
+    _require(int(entries["name"].max()) <= _MAX_NAME)
     _require(not entries["method"].any() and np.array_equal(entries["packed"], entries["size"]))
-    _require(not entries["disk"].any() and np.all(np.isin(entries["flags"], _FLAGS)))
+    _require(not entries["disk"].any() and not (entries["flags"] & _OTHER_FLAGS).any())
     _require(not (entries["outer"] & _DIRECTORY).any())
     return entries, starts
 
 
-def _spelled(data: mmap.mmap | bytes, starts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
+def _structs(data: bytes | mmap.mmap, at: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The structs that start at each of the offsets, of which there is one at least."""
+    last = len(data) - dtype.itemsize
+    _require(int(at.min()) >= 0 and int(at.max()) <= last)
+    windows: np.ndarray = np.ndarray((last + 1, dtype.itemsize), np.uint8, data, 0, (1, 1))
+    rows: np.ndarray = windows[at].view(dtype)[:, 0]
+    return rows
+
+
+def _spelled(data: bytes | mmap.mmap, starts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
     """The names that stand at the offsets."""
     ends = (starts + lengths).tolist()
     return [data[start:end] for start, end in zip(starts.tolist(), ends, strict=True)]
