@@ -57,6 +57,13 @@ class Placement:
         placed = device(storage, location)
         return self._restore(storage, location) if placed is None else _untyped(placed)
 
+    def keeps(self, location: str) -> bool:
+        """Whether `storage` would give back any CPU storage of that tag as it is."""
+        device = self._device
+        if device is not None and type(device) not in (str, torch.device):
+            return False
+        return str(location if device is None else device) == "cpu" and _untouched()
+
     def _restore(self, storage: Any, location: Any) -> Any:
         if location == "cpu" and _untouched():
             return storage

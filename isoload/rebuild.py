@@ -109,6 +109,7 @@ class _Builder:
         makers = {kind: getattr(self, name) for kind, name in _MAKERS.items()}
         placed = self.storages.placed
         devices = [None if storage is None else storage.device for storage in placed]
+        alone, tensor_alone = self.storages.alone, self.storages.tensor
         place, tensor_kind = torch.Tensor.set_, m.Tensor
         empties: dict[tuple[int, Any], Any] = {}
         nodes: list[Any] = self.graph.nodes
@@ -118,13 +119,16 @@ class _Builder:
                 append(node)
             elif kind is tensor_kind:
                 index = node.storage
-                form = (node.dtype, devices[index])
-                new = empties.get(form)
-                if new is None:
-                    # An empty tensor makes another of its form faster than torch.empty does.
-                    dtype, device = DTYPES[node.dtype], devices[index]
-                    new = empties[form] = torch.empty((0,), dtype=dtype, device=device).new
-                tensor = place(new(), placed[index], node.offset, node.size, node.stride)
+                if alone[index]:
+                    tensor = tensor_alone(node)
+                else:
+                    form = (node.dtype, devices[index])
+                    new = empties.get(form)
+                    if new is None:
+                        # An empty tensor makes another of its form faster than torch.empty does.
+                        dtype, device = DTYPES[node.dtype], devices[index]
+                        new = empties[form] = torch.empty((0,), dtype=dtype, device=device).new
+                    tensor = place(new(), placed[index], node.offset, node.size, node.stride)
                 if node.flags:
                     tensor = with_flags(tensor, node.flags)
                 if node.attrs != NONE:

@@ -29,28 +29,68 @@ _LAYOUTS = {
 }
 _MAX_ELEMENTS = (1 << 63) // 16  # of the widest dtype, in 64 bits of bytes
 
+_from_buffer: Any = _torch._C._VariableFunctions.frombuffer
+_SHARED = -2
+
+
+def _alone(graph: m.Graph, placement: Placement) -> list[bool]:
+    """For each storage: whether one strided tensor is all that sees it, and it stays as it is."""
+    keeps = {tag: placement.keeps(tag) for tag in {entry.location for entry in graph.storages}}
+    dtypes = [NONE] * len(graph.storages)
+    for node in graph.nodes:
+        if type(node) is m.Tensor:
+            index = node.storage
+            dtypes[index] = node.dtype if dtypes[index] == NONE else _SHARED
+        elif isinstance(node, (m.NdArray, m.Quantized, m.StorageValue)):
+            dtypes[node.storage] = _SHARED
+    return [
+        dtype >= 0
+        and entry.nbytes > 0
+        and entry.segment != m.ABSENT
+        and entry.nbytes % DTYPES[dtype].itemsize == 0
+        and keeps[entry.location]
+        for entry, dtype in zip(graph.storages, dtypes, strict=True)
+    ]
+
 
 class Storages:
-    """The storages of a graph, each made once and placed once."""
+    """The storages of a graph, each made once and placed once.
+
+    Where the caller leaves them on the CPU, and a storage is seen by one tensor only, both are made
+    in one call, when it is that tensor's turn: such an entry of `placed` stays None."""
 
     def __init__(self, graph: m.Graph, segments: Segments, placement: Placement) -> None:
         self._segments = segments
         self._entries = graph.storages
+        self.alone = _alone(graph, placement)
         arrays = {node.storage for node in graph.nodes if type(node) is m.NdArray}
+        left = [
+            None if alone or index in arrays else entry
+            for index, (alone, entry) in enumerate(zip(self.alone, graph.storages, strict=True))
+        ]
         with torch._C.DisableTorchFunction():
-            parts = [self._part(entry) for entry in graph.storages]
+            parts = [None if entry is None else self._part(entry) for entry in left]
         self.placed: list[Any] = []
         self.moved = False  # did the caller have one put elsewhere than on the CPU?
-        for index, (part, entry) in enumerate(zip(parts, graph.storages, strict=True)):
-            if index in arrays:
-                self.placed.append(None)
-            elif entry.segment == m.ABSENT:
+        for part, entry in zip(parts, left, strict=True):
+            if entry is None or entry.segment == m.ABSENT:
                 self.placed.append(part)
             else:
                 # With the caller's own modes: `device` may be a callable of the caller's.
                 moved = placement.storage(part, entry.location)
                 self.moved = self.moved or moved.device.type != "cpu"
                 self.placed.append(moved)
+
+    def tensor(self, node: m.Tensor) -> Any:
+        """A tensor over a storage that it has for itself."""
+        entry = self._entries[node.storage]
+        dtype = DTYPES[node.dtype]
+        count = entry.nbytes // dtype.itemsize
+        memory = self._segments.memory(entry.segment)
+        made = _from_buffer(memory, dtype=dtype, count=count, offset=entry.offset)
+        if node.offset or node.size != [count] or node.stride != [1]:
+            made.as_strided_(node.size, node.stride, node.offset)
+        return made
 
     def _part(self, entry: m.Storage) -> Any:
         """A storage as it is in its segment."""

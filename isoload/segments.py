@@ -37,23 +37,33 @@ class Segments:
             map_private(fd, nbytes) if nbytes else None
             for fd, nbytes in zip((source, *returned), sizes, strict=True)
         ]
+        self._memories: dict[int, memoryview] = {}
         self._wholes: list[Any] = [None] * len(sizes)
 
     def mapping(self, index: int) -> mmap.mmap | None:
         """The segment's memory; None where it is empty."""
         return self._mappings[index]
 
+    def memory(self, index: int) -> memoryview:
+        """The memory of a segment that is not empty, one object each time. What lies on it keeps it
+        alive, and the mapping cannot be closed under it."""
+        memory = self._memories.get(index)
+        if memory is None:
+            mapping = self._mappings[index]
+            if mapping is None:
+                raise ManifestError("an empty segment that holds something")
+            memory = self._memories[index] = memoryview(mapping)
+        return memory
+
     def whole(self, index: int) -> Any:
         """One UntypedStorage over the whole segment. It keeps the mapping alive."""
         whole = self._wholes[index]
         if whole is None:
-            mapping = self._mappings[index]
-            if mapping is None:
+            if self._mappings[index] is None:
                 whole = torch.empty(0, dtype=torch.uint8, device="cpu").untyped_storage()
             else:
-                # A memoryview, so that the mapping cannot be closed under the storage.
-                view = memoryview(mapping)
-                whole = torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+                memory = self.memory(index)
+                whole = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
             self._wholes[index] = whole
         return whole
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import _pickle
 import io
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -42,6 +43,12 @@ class Kind(msgspec.Struct, eq=False, gc=False):
     itemsize: int
 
 
+class Mention(msgspec.Struct, eq=False, gc=False):
+    """A storage where the file names it: the number of its persistent id. Two may be of one."""
+
+    number: int
+
+
 class Bytes(msgspec.Struct, eq=False, gc=False):
     """A storage: its place in the manifest, and the dtype under which the file first named it."""
 
@@ -54,7 +61,7 @@ class Bytes(msgspec.Struct, eq=False, gc=False):
 class View(msgspec.Struct, eq=False, gc=False):
     """A tensor, as the file asked for it.
 
-    `args`: (storage, offset, size, stride, requires_grad, hooks, dtype)."""
+    `args`: (mention of a storage, offset, size, stride, requires_grad, hooks, dtype)."""
 
     args: tuple[Any, ...]
     parameter: bool = False
@@ -82,6 +89,18 @@ class FileList(list[Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise Unusual
+
+
+class Ordered(OrderedDict[Any, Any]):
+    """The file's OrderedDict. What a rewritten BUILD hands over here, other objects refuse."""
+
+    __slots__ = ()
+
+    def __setstate__(self, pair: Any) -> None:
+        state, marker = pair
+        if marker is not _BUILD or type(state) is not dict:
+            raise Unusual
+        self.__dict__.update(state)
 
 
 _DTYPES = {
@@ -114,8 +133,10 @@ _STORAGES = {
 _UNTYPED = Kind(manifest.DTYPES.index("uint8"), 1)
 _BUILD = object()
 
-Storages = Callable[[Kind, str, str, Any], Bytes]
-"""(storage class, key, location, number of elements) → the storage. Raises `Unusual`."""
+Column = Sequence[Any]
+Storages = Callable[[Column, Column, Column, Column], list[Bytes]]
+"""(storage classes, keys, locations, numbers of elements), an item for each time that the program
+names a storage → the storages. Raises `Unusual`. The numbers may be anything."""
 
 
 def check_location(location: str) -> None:
@@ -156,7 +177,7 @@ def _device(*args: Any) -> Plain:
 
 
 _SHARED: dict[str, Any] = {
-    "collections.OrderedDict": OrderedDict,
+    "collections.OrderedDict": Ordered,
     "collections.Counter": Counter,
     "builtins.set": set,
     "builtins.complex": complex,
@@ -181,10 +202,11 @@ ALLOWED = frozenset(name for name in (*_SHARED, *_REBUILD) if name in _TORCHS)
 
 
 class Made(NamedTuple):
-    """What the program made, before any of it is a node."""
+    """What the program made, before any of it is a node. `storages`: by the number of a mention."""
 
     root: Any
     views: list[View]
+    storages: list[Bytes]
 
 
 def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
@@ -192,10 +214,11 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
 
     A storage's persistent id is ("storage", class, key, location, elements); in legacy files a
     sixth item says that it is a view of another, which is not handled here, and a class without a
-    dtype is refused, as by torch."""
+    dtype is refused, as by torch. They are looked at when the program has ended: all at once."""
     views: list[View] = []
-    append = views.append
-    no_hooks: OrderedDict[Any, Any] = OrderedDict()
+    ids: list[Any] = []
+    add_view, add_id = views.append, ids.append
+    no_hooks = Ordered()
 
     def tensor(storage: Any, offset: Any, size: Any, stride: Any) -> View:
         return tensor_v2(storage, offset, size, stride, False, no_hooks)
@@ -204,14 +227,14 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
         storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any
     ) -> View:
         view = View((storage, offset, size, stride, requires_grad, hooks, None))
-        append(view)
+        add_view(view)
         return view
 
     def tensor_v3(*args: Any) -> View:
         if type(args[6]) is not torch.dtype or len(args) != 7:
             raise Unusual
         view = View(args)
-        append(view)
+        add_view(view)
         return view
 
     def parameter(*args: Any) -> View:
@@ -219,37 +242,40 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
         if type(data) is not View or data.parameter:
             raise Unusual
         view = View((*data.args[:4], requires_grad, hooks, data.args[6]), parameter=True)
-        append(view)
+        add_view(view)
         return view
 
-    def build(*args: Any) -> Any:
-        (made, state), marker = args
-        if marker is not _BUILD or type(made) is not OrderedDict or type(state) is not dict:
-            raise Unusual
-        made.__dict__.update(state)
-        return made
+    def mention(pid: Any) -> Mention:
+        number = len(ids)
+        add_id(pid)
+        return Mention(number)
 
     table = {name: _SHARED[name] for name in ALLOWED if name in _SHARED}
     table |= dict(zip(_REBUILD, (tensor, tensor_v2, tensor_v3, parameter), strict=True))
 
     class Unpickler(_pickle.Unpickler):
+        persistent_load = staticmethod(mention)
+
         def find_class(self, module: str, name: str) -> Any:
             if module == MODULE:
                 return {"list": FileList, "build": _BUILD}[name]
             return table[full_name(module, name)]
 
-        def persistent_load(self, pid: Any) -> Any:
-            if type(pid) is not tuple or len(pid) == 2:
-                return build(*pid)
-            if legacy:
-                word, kind, key, location, count, view = pid
-                if view is not None or kind is _UNTYPED:
-                    raise Unusual
-            else:
-                word, kind, key, location, count = pid
-            if word == "storage" and type(kind) is Kind and type(key) is type(location) is str:
-                return storages(kind, key, location, count)
-            raise Unusual
-
     root = Unpickler(io.BytesIO(code), encoding="utf-8").load()
-    return Made(root, views)
+    return Made(root, views, _find(ids, storages, legacy) if ids else [])
+
+
+def _find(ids: list[Any], storages: Storages, legacy: bool) -> list[Bytes]:
+    """The storage of each persistent id, in the order in which the program named them."""
+    if set(map(type, ids)) != {tuple} or set(map(len, ids)) != {6 if legacy else 5}:
+        raise Unusual
+    words, kinds, keys, locations, counts, *rest = zip(*ids, strict=True)
+    if set(map(type, chain(words, keys, locations))) != {str} or set(words) != {"storage"}:
+        raise Unusual
+    if set(map(type, kinds)) != {Kind}:
+        raise Unusual
+    if legacy and (_UNTYPED in set(kinds) or any(view is not None for view in rest[0])):
+        raise Unusual
+    for location in set(locations):
+        check_location(location)
+    return storages(kinds, keys, locations, counts)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from isoload import manifest
 from sandbox import create_memfd, seal
 
-from .direct_graph import ALLOWED, Bytes, Kind, Unusual, check_location, execute
+from .direct_graph import ALLOWED, Bytes, Column, Kind, Unusual, execute
 from .direct_nodes import describe
 from .direct_scan import Program, scan
 from .direct_zip import Source
@@ -52,13 +52,20 @@ class _Streamed:
         self.locations: list[str] = []
         self.by_key: dict[str, Bytes] = {}
 
-    def __call__(self, kind: Kind, key: str, location: str, count: object) -> Bytes:
+    def __call__(
+        self, kinds: Column, keys: Column, locations: Column, counts: Column
+    ) -> list[Bytes]:
+        if set(map(type, counts)) != {int} or min(counts) < 0:
+            raise Unusual
+        columns = zip(kinds, keys, locations, counts, strict=True)
+        return [self._storage(*mention) for mention in columns]
+
+    def _storage(self, kind: Kind, key: str, location: str, count: int) -> Bytes:
         known = self.by_key.get(key)
         if known is not None and known.nbytes:
             return known
-        if type(count) is not int or count < 0 or (known is not None and count):
+        if known is not None and count:
             raise Unusual
-        check_location(location)
         storage = Bytes(len(self.table), kind, 0, count * kind.itemsize)
         self.table.append(storage)
         self.locations.append(location)
@@ -94,7 +101,7 @@ def _scan(stream: mmap.mmap | bytes, start: int) -> Program:
     return program
 
 
-def _no_storage(kind: Kind, key: str, location: str, count: object) -> Bytes:
+def _no_storage(kinds: Column, keys: Column, locations: Column, counts: Column) -> list[Bytes]:
     raise Unusual
 
 

@@ -8,10 +8,10 @@ Nothing is walked by recursion, and nothing is executed here.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,7 +25,10 @@ from .direct_graph import (
     Buffer,
     Bytes,
     FileList,
+    Kind,
     Made,
+    Mention,
+    Ordered,
     Plain,
     Unusual,
     View,
@@ -36,42 +39,57 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 def describe(made: Made, max_nodes: int) -> tuple[int, list[Node]]:
     """(root, nodes) of a graph. Raises `Unusual`."""
-    _check_views(made.views)
+    if made.views:
+        _check_views(made.views, made.storages)
     describer = _Describer(max_nodes)
     return describer.describe(made.root), describer.nodes
 
 
-def _check_views(views: list[View]) -> None:
+def _check_views(views: list[View], storages: list[Bytes]) -> None:
     """Give each view its node, checked as torch's own `set_` would check it."""
-    if not views:
-        return
-    storages, offsets, sizes, strides, grads, hooks, _ = zip(
+    mentions, offsets, sizes, strides, grads, hooks, named = zip(
         *[view.args for view in views], strict=True
     )
-    expected = ((storages, Bytes), (offsets, int), (sizes, tuple), (strides, tuple), (grads, bool))
+    expected = (
+        (mentions, Mention),
+        (offsets, int),
+        (sizes, tuple),
+        (strides, tuple),
+        (grads, bool),
+    )
     if any(set(map(type, column)) != {kind} for column, kind in expected):
         raise Unusual
-    if not set(map(type, hooks)) <= {OrderedDict, type(None)} or any(hooks):
+    if not set(map(type, hooks)) <= {Ordered, type(None)} or any(hooks):
         raise Unusual
     if not set(map(type, chain(chain.from_iterable(sizes), chain.from_iterable(strides)))) <= {int}:
         raise Unusual
-    shapes = list(zip(sizes, strides, strict=True))
-    extents = {(size, stride): _extent(size, stride) for size, stride in set(shapes)}
-    for view, (extent, size, stride) in zip(views, map(extents.__getitem__, shapes), strict=True):
-        storage, offset, _, _, grad, _, dtype = view.args
-        kind = storage.kind
-        if dtype is not None:
-            kind = KINDS.get(dtype)
-            if kind is None or storage.offset % kind.itemsize:
-                raise Unusual
+    held = [storages[mention.number] for mention in mentions]
+    kinds = [storage.kind for storage in held]
+    if any(named):
+        kinds = [*map(_kind, kinds, named, held)]
+    shapes = [*zip(sizes, strides, strict=True)]
+    extents = {shape: _extent(*shape) for shape in set(shapes)}
+    columns = zip(views, offsets, map(extents.__getitem__, shapes), kinds, held, strict=True)
+    for view, offset, (extent, size, stride), kind, storage in columns:
         if offset < 0 or (offset + extent) * kind.itemsize > storage.nbytes:
             raise Unusual
-        flags = PARAMETER if view.parameter else 0
-        if grad:
-            if kind.dtype not in MAY_TRAIN:
+        view.node = Tensor(storage.index, kind.dtype, offset, size, stride)
+    if True in grads or any(view.parameter for view in views):
+        for view, kind, grad in zip(views, kinds, grads, strict=True):
+            if grad and kind.dtype not in MAY_TRAIN:
                 raise Unusual
-            flags |= REQUIRES_GRAD
-        view.node = Tensor(storage.index, kind.dtype, offset, size, stride, flags)
+            flags = PARAMETER * view.parameter | REQUIRES_GRAD * grad
+            cast("Tensor", view.node).flags = flags
+
+
+def _kind(kind: Kind, dtype: torch.dtype | None, storage: Bytes) -> Kind:
+    """What a view sees its storage as, where it names a dtype of its own."""
+    if dtype is None:
+        return kind
+    seen = KINDS.get(dtype)
+    if seen is None or storage.offset % seen.itemsize:
+        raise Unusual
+    return seen
 
 
 def _extent(size: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, list[int], list[int]]:
@@ -111,15 +129,28 @@ class _Describer:
         return index
 
     def _fill_dict(self, made: Any, node: manifest.Dict) -> None:
-        known = self._known.get
-        index = self._index
-        for key in dict.keys(made):
-            kind = type(key)
-            if kind not in _SCALARS and not (kind is tuple and set(map(type, key)) <= _SCALARS):
-                raise Unusual
-            found = known(id(key))
-            node.keys.append(index(key) if found is None else found)
-        node.values.extend([index(value) for value in dict.values(made)])
+        keys, values = [*dict.keys(made)], [*dict.values(made)]
+        known, nodes = self._known, self.nodes
+        if set(map(type, keys)) == {str} and known.keys().isdisjoint(map(id, keys)):
+            node.keys.extend(range(len(nodes), len(nodes) + len(keys)))
+            known.update(zip(map(id, keys), node.keys, strict=True))
+            nodes.extend(_texts(keys))
+        else:
+            node.keys.extend([self._key(key) for key in keys])
+        if set(map(type, values)) == {View}:
+            for view in values:
+                if view.index < 0:
+                    view.index = len(nodes)
+                    nodes.append(view.node)
+            node.values.extend([view.index for view in values])
+        else:
+            node.values.extend([self._index(value) for value in values])
+
+    def _key(self, key: Any) -> int:
+        kind = type(key)
+        if kind not in _SCALARS and not (kind is tuple and set(map(type, key)) <= _SCALARS):
+            raise Unusual
+        return self._index(key)
 
     def _index(self, made: Any) -> int:
         if type(made) is View:
@@ -160,7 +191,7 @@ class _Describer:
         self.nodes.append(node)
         if type(made) in _CONTAINERS:
             self._open.append((made, node))
-            if type(made) is OrderedDict or type(made) is Counter:
+            if type(made) is Ordered or type(made) is Counter:
                 self._attributes(made, index, node)
         return index
 
@@ -173,6 +204,15 @@ class _Describer:
         self._kept.append(attributes)
         shell = manifest.Dict(node.keys, node.values, node.kind, self._index(attributes))
         self.nodes[index] = shell
+
+
+def _texts(made: list[str]) -> list[Any]:
+    """Nodes of many: a text without lone surrogates is its own."""
+    try:
+        "".join(made).encode()
+    except UnicodeEncodeError:
+        return [*map(_text, made)]
+    return made
 
 
 def _text(made: str) -> Node:
@@ -207,8 +247,8 @@ _CONVERTERS: dict[type, Callable[[Any], Node]] = {
     FileList: lambda _: manifest.List([]),
     set: lambda _: manifest.Set([]),
     dict: lambda _: manifest.Dict([], []),
-    OrderedDict: lambda _: manifest.Dict([], [], "OrderedDict"),
+    Ordered: lambda _: manifest.Dict([], [], "OrderedDict"),
     Counter: lambda _: manifest.Dict([], [], "Counter"),
 }
 _SCALARS = {type(None), bool, int, float, str, bytes}
-_CONTAINERS = {FileList, set, dict, OrderedDict, Counter}
+_CONTAINERS = {FileList, set, dict, Ordered, Counter}

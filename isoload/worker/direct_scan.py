@@ -15,7 +15,7 @@ original:
 | APPEND APPENDS | list | anything with `extend` or `append` | kept: nothing else on the stack has them |
 | MARK APPENDS, MARK SETITEMS | the type is checked | nothing to do: not checked | handed over, but kept directly after APPENDS or SETITEMS: those have found the same object to be a list or a mapping |
 | EMPTY_LIST | list | list, which takes SETITEM too | replaced by a list class without `__setitem__` |
-| BUILD | by type: Tensor, Parameter, OrderedDict … | `__setstate__`, else `__dict__`; None is skipped | replaced by a call that takes an OrderedDict and a dict |
+| BUILD | by type: Tensor, Parameter, OrderedDict … | `__setstate__`, else `__dict__`; None is skipped | the state becomes a pair with a marker: only our OrderedDict's `__setstate__` takes it, and for all else a pair's second must be a dict |
 | GLOBAL | a table of names, after Python 2's names are mapped | find_class | kept, where the name is in our part of torch's table |
 | LONG1 SHORT_BINSTRING EMPTY_SET | | the same | kept |
 | PROTO | read anywhere; warns unless 2 | anywhere | 2, at the start, once |
@@ -38,13 +38,12 @@ MODULE = "isoload"
 looked up in has it."""
 
 LIST = b"cisoload\nlist\n)R"
-BUILD = b"\x86cisoload\nbuild\n\x86Q"
-"""`(object, state)`, then `(that, the build marker)` as a persistent id: the one call that takes no
-function from below its argument."""
+BUILD = b"cisoload\nbuild\n\x86b"
+"""BUILD with `(state, the build marker)`."""
 
 _PROTOCOL = b"\x80\x02"
 _LONGEST = 127
-_RUN = 4_000
+_RUN = 400
 """Opcodes a match: bounds the memory of the regular expression's own stack."""
 
 _GLOBAL = re.compile(rb"c([\w.]+)\n([\w.]+)\n")

@@ -1,13 +1,14 @@
 """Where the records of an ordinary checkpoint lie: the offset and size of ten thousand at a time.
 
-torch's own reader opens the archive and says which names it finds; the central directory is read
-here as arrays, and every way in which a zip can say two things at once ends in None: another
-reader, which asks torch for each record, has a look at it then. What is left has one reading only:
+The central directory is read here as arrays, and every way in which a zip can say two things at
+once ends in None: another reader, which asks torch for each record, has a look at it then. What is
+left has one reading only, and torch's own reader need not be asked for it:
 
 - the end record stands at the very end; the 64-bit one, if any, directly before it, and they agree;
 - the entries follow each other from the directory's start to its end, as many as the end record
   says;
-- their names are those that torch's reader lists, in its order, and no two differ only in case;
+- their names are in one folder and plain text, and no two differ only in case, nor does one from
+  what torch looks for;
 - each record is stored, of the same size packed and unpacked, and without encryption;
 - each record's own header names it the same, and its data lie in the file and overlap no other's;
 - the CRCs hold, where the records are small enough to check.
@@ -28,7 +29,7 @@ import torch
 
 from isoload import manifest
 
-from .direct_graph import Bytes, Kind, Unusual, check_location
+from .direct_graph import Bytes, Column, Unusual
 
 if TYPE_CHECKING:
     import mmap
@@ -53,10 +54,23 @@ _LOCAL = np.dtype([
     *_SIZES,
 ])  # fmt: skip
 _DESCRIPTOR = 0x8
-_FLAGS = (0, _DESCRIPTOR, 0x800, 0x808)
-"""No flag, a data descriptor, UTF-8 names: what torch and zip programs write for stored records."""
+_OTHER_FLAGS = 0xFFFF & ~(_DESCRIPTOR | 0x800)
+"""All but a data descriptor and UTF-8 names: what torch and zip programs write for stored
+records."""
 _DIRECTORY = 0x10
 """The attribute of MS-DOS: torch's reader leaves the memory for such a record as it found it."""
+_ENTRY_SIGNATURE = b"PK\1\2"
+_MAX_NAME = 300
+_SETTINGS = (
+    b".data/serialization_id",
+    b".data/version",
+    b".format_version",
+    b".storage_alignment",
+    b"byteorder",
+    b"constants.pkl",
+    b"version",
+)
+_PLAIN = bytes(range(0x20, 0x7F)) + b"\n"
 _MAX32 = 0xFFFFFFFF
 _MAX16 = 0xFFFF
 
@@ -95,10 +109,7 @@ class Archive(NamedTuple):
 def read_archive(source: Source) -> Archive | None:
     """Where everything lies, or None where torch should be asked for each record."""
     try:
-        reader = torch._C.PyTorchFileReader(source.file())
-        names: list[str] = reader.get_all_records()
-        reader.serialization_id()
-        archive = _archive(source.view, names)
+        archive = _archive(source)
         _check_settings(source.view, archive.records)
     except (Unusual, RuntimeError, ValueError, UnicodeError, struct.error):
         return None
@@ -114,20 +125,27 @@ class Stored:
         self._known: dict[str, Bytes] = {}
         self.table: list[manifest.Storage] = []
 
-    def __call__(self, kind: Kind, key: str, location: str, count: object) -> Bytes:
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        offset, nbytes = self._records["data/" + key]
-        if type(count) is not int or nbytes != count * kind.itemsize or offset % kind.itemsize:
+    def __call__(
+        self, kinds: Column, keys: Column, locations: Column, counts: Column
+    ) -> list[Bytes]:
+        if set(map(type, counts)) != {int}:
             raise Unusual
-        check_location(location)
-        storage = Bytes(len(self.table), kind, offset, nbytes)
-        at = offset if self._segment == manifest.SOURCE else 0
-        self.table.append(manifest.Storage(self._segment, at, nbytes, location))
-        if nbytes:  # torch does not remember a storage that has no address: each is its own
-            self._known[key] = storage
-        return storage
+        records, known, table = self._records, self._known, self.table
+        crosses = self._segment == manifest.SOURCE
+        found: list[Bytes] = []
+        for kind, key, location, count in zip(kinds, keys, locations, counts, strict=True):
+            storage = known.get(key)
+            if storage is None:
+                offset, nbytes = records["data/" + key]
+                if nbytes != count * kind.itemsize or offset % kind.itemsize:
+                    raise Unusual
+                storage = Bytes(len(table), kind, offset, nbytes)
+                at = offset if crosses else 0
+                table.append(manifest.Storage(self._segment, at, nbytes, location))
+                if nbytes:  # torch does not remember one that has no address: each is its own
+                    known[key] = storage
+            found.append(storage)
+        return found
 
 
 def _require(holds: object) -> None:
@@ -142,6 +160,10 @@ def _check_settings(view: memoryview, records: Records) -> None:
     _require(byteorder is None or _bytes(view, byteorder) == b"little")
     alignment = records.get(".storage_alignment")
     _require(alignment is None or re.fullmatch(rb"\d{1,9}", _bytes(view, alignment)))
+    version = records.get(".data/version", records.get("version"))
+    _require(version is not None and re.fullmatch(rb"([1-9]|10)\n?", _bytes(view, version)))
+    identity = records.get(".data/serialization_id")
+    _require(identity is None or _bytes(view, identity).isascii())
 
 
 def _bytes(view: memoryview, record: tuple[int, int]) -> bytes:
@@ -166,7 +188,7 @@ def _directory(view: memoryview) -> tuple[int, int, int]:
         _require(
             signature == b"PK\6\6" and length == _END64.size - 12 and at == end and here == count
         )
-        _require(not (disk or disk64 or first64) and disks in (0, 1))
+        _require(not (disk or disk64 or first64) and disks == 1)
         limits = (_MAX16, _MAX32, _MAX32)
         pairs = zip(short, (count, size, offset), limits, strict=True)
         _require(all(value in (limit, wide) for value, wide, limit in pairs))
@@ -176,78 +198,88 @@ def _directory(view: memoryview) -> tuple[int, int, int]:
     return offset, size, count
 
 
-def _structs(data: np.ndarray, at: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The structs that start at each of the offsets."""
-    _require(at.size and int(at.min()) >= 0 and int(at.max()) + dtype.itemsize <= data.size)
-    windows = np.lib.stride_tricks.sliding_window_view(data, dtype.itemsize)
-    rows: np.ndarray = windows[at].view(dtype)[:, 0]
-    return rows
-
-
-def _archive(view: memoryview, names: list[str]) -> Archive:
-    offset, size, count = _directory(view)
-    data = np.frombuffer(view, dtype=np.uint8)
+def _archive(source: Source) -> Archive:
+    data = source.data
+    offset, size, count = _directory(source.view)
     directory = data[offset : offset + size]
     entries, starts = _entries(directory, count)
-    _require(len(names) == count)
-    at = entries["header"].astype(np.int64)
-    sizes = entries["size"].astype(np.int64)
-    for index in np.flatnonzero(
-        (entries["header"] == _MAX32) | (entries["size"] == _MAX32)
-    ).tolist():
+    at, sizes = entries["header"].astype(np.int64), entries["size"].astype(np.int64)
+    wide = np.flatnonzero((entries["header"] == _MAX32) | (entries["size"] == _MAX32)).tolist()
+    for index in wide:
         at[index], sizes[index] = _wide(directory, entries[index], int(starts[index]))
     local = _structs(data, at, _LOCAL)
-    lengths = entries["name"].astype(np.int64)
-    begins = at + _LOCAL.itemsize + lengths + local["extra"]
-    _require(np.all(local["signature"] == b"PK\3\4") and np.all(local["name"] == entries["name"]))
-    _require(np.all(local["method"] == 0) and np.all(np.isin(local["flags"], _FLAGS)))
+    lengths = entries["name"]
+    _require((local["signature"] == b"PK\3\4").all() and (local["name"] == lengths).all())
+    _require(not local["method"].any() and not (local["flags"] & _OTHER_FLAGS).any())
     described = (local["flags"] & _DESCRIPTOR) != 0
-    _require(np.all(described | (local["crc"] == entries["crc"])))
+    _require((described | (local["crc"] == entries["crc"])).all())
+    begins = at + _LOCAL.itemsize + lengths + local["extra"]
     order = np.argsort(begins, kind="stable")
     ends = begins + sizes
-    _require(np.all(ends[order][:-1] <= at[order][1:]) and int(ends.max()) <= offset)
+    _require((ends[order][:-1] <= at[order][1:]).all() and int(ends.max()) <= offset)
 
     spelled = _spelled(directory, starts + _ENTRY.itemsize, lengths)
-    _require(np.array_equal(spelled, _spelled(data, at + _LOCAL.itemsize, lengths)))
-    text = spelled.tobytes().decode("ascii")
-    folder = text.partition("/")[0] + "/"
-    _require("".join([folder + name for name in names]) == text)
-    _require(np.array_equal(lengths, [len(name) + len(folder) for name in names]))
-    _require(
-        len({name.lower() for name in names}) == count and not any(n[-1:] == "/" for n in names)
-    )
+    _require(spelled == _spelled(data, at + _LOCAL.itemsize, lengths))
+    names = _names(spelled)
+    if wide:  # seldom, and large: let torch itself say that it finds the same
+        _require(torch._C.PyTorchFileReader(source.file()).get_all_records() == names)
     places = zip(begins.tolist(), sizes.tolist(), strict=True)
     sums = entries["crc"].tolist() if int(sizes.sum()) <= CRC_LIMIT else []
     return Archive(dict(zip(names, places, strict=True)), sums)
 
 
-def _entries(directory: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The central directory's entries, and the offset of each in it: one chain without a gap."""
-    words = directory[: directory.size // 2 * 2]
-    even = np.flatnonzero(words.view("<u2") == 0x4B50) * 2
-    words = directory[1 : 1 + (directory.size - 1) // 2 * 2]
-    odd = np.flatnonzero(words.view("<u2") == 0x4B50) * 2 + 1
-    starts = np.sort(np.concatenate((even, odd)))
-    starts = starts[starts + _ENTRY.itemsize <= directory.size]
+def _entries(directory: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The central directory's entries, one chain without a gap, and the offset of each in it."""
+    before, *spans = map(len, directory.split(_ENTRY_SIGNATURE))
+    _require(before == 0 and len(spans) == count > 0)
+    lengths = np.array(spans) + len(_ENTRY_SIGNATURE)
+    starts = np.cumsum(lengths) - lengths
     entries = _structs(directory, starts, _ENTRY)
-    real = entries["signature"] == b"PK\1\2"
-    starts, entries = starts[real], entries[real]
-    _require(len(entries) == count)
-    lengths = (
-        _ENTRY.itemsize + entries["name"].astype(np.int64) + entries["extra"] + entries["comment"]
-    )
-    _require(starts[0] == 0 and np.array_equal(starts[1:], (starts + lengths)[:-1]))
-    _require(starts[-1] + lengths[-1] == directory.size)
+    texts = entries["name"].astype(np.int64) + entries["extra"] + entries["comment"]
+    _require(np.array_equal(lengths, _ENTRY.itemsize + texts))
+    _require(int(entries["name"].max()) <= _MAX_NAME)
     _require(not entries["method"].any() and np.array_equal(entries["packed"], entries["size"]))
-    _require(not entries["disk"].any() and np.all(np.isin(entries["flags"], _FLAGS)))
+    _require(not entries["disk"].any() and not (entries["flags"] & _OTHER_FLAGS).any())
     _require(not (entries["outer"] & _DIRECTORY).any())
     return entries, starts
 
 
-def _wide(directory: np.ndarray, entry: np.ndarray, start: int) -> tuple[int, int]:
+def _structs(data: bytes | mmap.mmap, at: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The structs that start at each of the offsets, of which there is one at least."""
+    last = len(data) - dtype.itemsize
+    _require(int(at.min()) >= 0 and int(at.max()) <= last)
+    windows: np.ndarray = np.ndarray((last + 1, dtype.itemsize), np.uint8, data, 0, (1, 1))
+    rows: np.ndarray = windows[at].view(dtype)[:, 0]
+    return rows
+
+
+def _spelled(data: bytes | mmap.mmap, starts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
+    """The names that stand at the offsets."""
+    ends = (starts + lengths).tolist()
+    return [data[start:end] for start, end in zip(starts.tolist(), ends, strict=True)]
+
+
+def _names(spelled: list[bytes]) -> list[str]:
+    """The records' names within the archive's one folder, which is the first name's. No two differ
+    only in case, none is a folder's, and all are what torch's C strings can hold."""
+    lines = b"\n".join(spelled)
+    _require(lines.count(b"\n") == len(spelled) - 1 and not lines.translate(None, _PLAIN))
+    _require(b"/\n" not in lines + b"\n")
+    lowered = set(lines.lower().split(b"\n"))
+    _require(len(lowered) == len(spelled))
+    folder, slash, _ = spelled[0].partition(b"/")
+    for setting in _SETTINGS:  # torch finds them also in capitals
+        name = folder + b"/" + setting
+        _require(name.lower() not in lowered or name in spelled)
+    before, *names = f"\n{lines.decode('ascii')}".split(f"\n{folder.decode('ascii')}/")
+    _require(slash and not before and len(names) == len(spelled))
+    return names
+
+
+def _wide(directory: bytes, entry: np.ndarray, start: int) -> tuple[int, int]:
     """(header offset, bytes) of an entry with 64-bit values: its extra field holds nothing else."""
     begin = start + _ENTRY.itemsize + int(entry["name"])
-    extra = directory[begin : begin + int(entry["extra"])].tobytes()
+    extra = directory[begin : begin + int(entry["extra"])]
     kind, length = struct.unpack_from("<HH", extra)
     _require(kind == 1 and length == len(extra) - 4 and length % 8 == 0)
     values = list(struct.unpack(f"<{length // 8}Q", extra[4:]))
@@ -261,9 +293,3 @@ def _wide(directory: np.ndarray, entry: np.ndarray, start: int) -> tuple[int, in
         header = values.pop(0)
     _require(not values and size == packed and size < 1 << 62 and header < 1 << 62)
     return header, size
-
-
-def _spelled(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The bytes of all names, one after the other."""
-    ends = np.cumsum(lengths)
-    return data[np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]))]

@@ -84,15 +84,18 @@ def _default_dtype() -> Iterator[None]:
     ],
 )
 def test_the_callers_modes_do_not_reach_in(mode: Any) -> None:
-    with mode():
-        made = build(m.List([1, 2]), tensor(8), tensor(2, flags=m.PARAMETER | m.REQUIRES_GRAD))
-    plain, parameter = made
-    assert plain.device.type == "cpu"
-    assert plain.dtype is torch.float32
-    assert plain.tolist() == [*range(8)]
-    assert type(parameter) is torch.nn.Parameter
-    assert parameter.requires_grad
-    assert plain.is_inference() is (mode is torch.inference_mode)
+    # One storage for both tensors, then one for each.
+    for second, storages in ((0, None), (1, [m.Storage(0, 0, 32, "cpu")] * 2)):
+        parameter = tensor(2, storage=second, flags=m.PARAMETER | m.REQUIRES_GRAD)
+        with mode():
+            made = build(m.List([1, 2]), tensor(8), parameter, storages=storages)
+        plain, trained = made
+        assert plain.device.type == "cpu"
+        assert plain.dtype is torch.float32
+        assert plain.tolist() == [*range(8)]
+        assert type(trained) is torch.nn.Parameter
+        assert trained.requires_grad
+        assert plain.is_inference() is (mode is torch.inference_mode)
 
 
 def test_tensors_lie_on_the_segment_and_outlive_everything_else() -> None:
@@ -103,6 +106,76 @@ def test_tensors_lie_on_the_segment_and_outlive_everything_else() -> None:
     assert part.tolist() == [42.0, 3.0]
     assert whole.untyped_storage().nbytes() == 32
     assert whole.untyped_storage()._cdata == part.untyped_storage()._cdata
+
+
+VIEWS = {
+    "all of it": ([8], [1], 0),
+    "rows": ([2, 4], [4, 1], 0),
+    "columns": ([4, 2], [1, 4], 0),
+    "a part": ([3], [1], 2),
+    "every other": ([4], [2], 0),
+    "one": ([], [], 7),
+    "one many times": ([5], [0], 3),
+    "none": ([0, 3], [3, 1], 0),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_tensor_with_a_storage_for_itself_is_as_one_that_shares_it(name: str) -> None:
+    size, stride, offset = VIEWS[name]
+    node = tensor(size=size, stride=stride, offset=offset)
+    storages = [m.Storage(0, 0, 32, "cpu")]
+    single = build(node, storages=storages)
+    other = build(node, m.StorageValue(0), storages=storages)
+    for made in (single, other):
+        assert (list(made.shape), list(made.stride())) == (size, stride)
+        assert made.storage_offset() == offset
+        assert made.untyped_storage().nbytes() == 32
+        assert not made.untyped_storage().resizable()
+        assert made.is_leaf
+        assert not made._is_view()
+    assert single.tolist() == other.tolist()
+
+
+@pytest.mark.parametrize("dtype", range(len(m.DTYPES)))
+def test_a_tensor_with_a_storage_for_itself_may_have_any_dtype(dtype: int) -> None:
+    kind = getattr(torch, m.DTYPES[dtype], None)
+    if kind is None or m.DTYPES[dtype] in ("qint8", "quint8", "qint32", "quint4x2", "quint2x4"):
+        pytest.skip("no dtype of a plain tensor")
+    node = tensor(1, dtype=dtype)
+    single, other = build(node), build(node, m.StorageValue(0))
+    for made in (single, other):
+        assert made.dtype is kind
+        assert made.shape == (1,)
+        assert bytes(made.untyped_storage().tolist()) == FLOATS
+
+
+def test_storages_of_odd_lengths_are_kept_whole() -> None:
+    made = build(tensor(1), storages=[m.Storage(0, 4, 7, "cpu")])
+    assert made.tolist() == [1.0]
+    assert made.untyped_storage().nbytes() == 7
+
+
+def test_each_storage_goes_through_the_callers_own_function() -> None:
+    seen: list[tuple[int, str]] = []
+
+    def place(storage: Any, tag: str) -> Any:
+        seen.append((storage.nbytes(), tag))
+        return storage
+
+    graph = m.Graph(0, [tensor(2)], [m.Storage(0, 0, 8, "cpu")])
+    segments = segments_of(FLOATS)
+    assert rebuild(graph, segments, Placement(place)).tolist() == [0.0, 1.0]
+    assert seen == [(8, "cpu")]
+    assert rebuild(graph, segments, Placement("meta")).is_meta
+    assert rebuild(graph, segments, Placement({"cpu": "meta"})).is_meta
+
+
+def test_a_tensor_with_a_storage_for_itself_outlives_the_segments() -> None:
+    made = build(tensor(8))
+    gc.collect()
+    made += 1
+    assert made.tolist() == [*range(1, 9)]
 
 
 def test_writing_to_a_tensor_does_not_reach_the_source() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import zipfile
 from collections import Counter, OrderedDict
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from isoload import manifest
 from isoload.worker import direct_graph, direct_nodes, direct_scan
 from isoload.worker.direct import read_direct
-from isoload.worker.direct_zip import Stored, read_archive
+from isoload.worker.direct_zip import Stored
 
 from .graphs import Difference, build, compare
 from .programs import (
@@ -33,6 +32,7 @@ from .programs import (
     torch_load,
     torch_run,
 )
+from .test_direct_zip import agree, rezipped
 
 
 def same(data: bytes) -> Any:
@@ -223,6 +223,20 @@ HANDED_OVER = {
     "BUILD of a pair": b"\x80\x02ccollections\nOrderedDict\n)R}}\x86b.",
     "BUILD of None": b"\x80\x02ccollections\nOrderedDict\n)RNb.",
     "BUILD on a counter": b"\x80\x02ccollections\nCounter\n)R}b.",
+    "BUILD on a dict": b"\x80\x02}}b.",
+    "BUILD on a list": b"\x80\x02]}b.",
+    "BUILD on a set": b"\x80\x02c__builtin__\nset\n)R}b.",
+    "BUILD on a text": b"\x80\x02X\x01\0\0\0a}b.",
+    "BUILD on a class": b"\x80\x02ccollections\nOrderedDict\n}b.",
+    "BUILD on a size": b"\x80\x02ctorch\nSize\n)\x85R}b.",
+    "BUILD on a tensor": b"\x80\x02" + TENSOR % b"K\x00K\x04\x85K\x01\x85" + b"}b.",
+    "BUILD of an OrderedDict": b"\x80\x02ccollections\nOrderedDict\n)Rq\x00h\x00b.",
+    "a storage of a bad key that is dropped": b"\x80\x02}K\x01"
+    + TENSOR[TENSOR.index(b"(X") : -len(TAIL) - 2].replace(b"\x000X", b"\x007X")
+    + b"sK\x01Ns.",
+    "a storage of a bad size that is dropped": b"\x80\x02}K\x01"
+    + TENSOR[TENSOR.index(b"(X") : -len(TAIL) - 2].replace(b"K\x04", b"K\x05")
+    + b"sK\x01Ns.",
     "a persistent id of two": b"\x80\x02NN\x86Q.",
     "a persistent id that is a text": b"\x80\x02X\x01\0\0\0aQ.",
     "a memo index out of all proportion": b"\x80\x02Nr\0\0\0\x80.",
@@ -278,6 +292,8 @@ def test_the_programs_above_fail_only_for_what_they_name() -> None:
     same(archive(b"\x80\x02" + TENSOR % b"K\x00K\x04\x85K\x01\x85" + b".", {"data/0": bytes(16)}))
     same(archive(b"\x80\x02ccollections\nOrderedDict\n)R}K\x01K\x02sb."))
     same(archive(b"\x80\x02](K\x01e."))
+    storage = TENSOR[TENSOR.index(b"(X") : -len(TAIL) - 2]
+    same(archive(b"\x80\x02}K\x01" + storage + b"sK\x01Ns.", {"data/0": bytes(16)}))
 
 
 @pytest.mark.parametrize(
@@ -420,52 +436,7 @@ def test_only_the_pickles_that_torch_opens_are_read(protocol: int, zipped: bool)
 
 def test_the_records_are_where_torch_says() -> None:
     data = saved({f"k{i}": torch.zeros(i) for i in range(300)})
-    agree(data)
-
-
-def agree(data: bytes) -> bool:
-    """Whether the records were read; each is then where torch's reader finds it."""
-    source = source_of(data)
-    found = read_archive(source)
-    if found is None or not found.is_intact(source.view):
-        return False
-    records = found.records
-    reader = torch._C.PyTorchFileReader(io.BytesIO(data))
-    assert list(records) == reader.get_all_records()
-    for name, (offset, size) in records.items():
-        assert reader.get_record_offset(name) == offset
-        assert reader.get_record_size(name) == size
-        assert bytes(reader.get_record(name)) == data[offset : offset + size]
-    return True
-
-
-def test_a_damaged_zip_is_read_as_torch_reads_it_or_handed_over() -> None:
-    whole = bytearray(saved({f"k{i}": torch.full((3,), i) for i in range(4)}))
-    random_ = random.Random(7)
-    headers = [i for i in range(len(whole)) if whole[i : i + 2] == b"PK"]
-    read = 0
-    for _ in range(4_000):
-        data = bytearray(whole)
-        for _ in range(random_.randint(1, 2)):
-            at = min(random_.choice(headers) + random_.randrange(100), len(data) - 1)
-            data[at] = random_.choice((0, 1, 8, 255, data[at] ^ 1, random_.randrange(256)))
-        read += agree(bytes(data))
-    assert 0 < read < 4_000
-
-
-def rezipped(data: bytes, compression: int = zipfile.ZIP_STORED, extra: bytes = b"") -> bytes:
-    """The same archive as Python's zipfile writes it."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w", compression) as new:
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
-        if extra:
-            new.writestr(extra.decode(), b"")
-    return file.getvalue()
-
-
-def test_a_zip_of_another_program_is_read() -> None:
-    assert agree(rezipped(saved({"a": torch.ones(64)})))
+    assert agree(data)
 
 
 @pytest.mark.parametrize(
@@ -474,8 +445,8 @@ def test_a_zip_of_another_program_is_read() -> None:
         rezipped(saved(torch.ones(100)), zipfile.ZIP_DEFLATED),
         saved(torch.ones(2)) + b"junk",
         b"junk" + saved(torch.ones(2)),
-        rezipped(saved(torch.ones(2)), extra=b"archive/constants.pkl"),
-        rezipped(saved(torch.ones(2)), extra=b"archive/DATA.pkl"),
+        rezipped(saved(torch.ones(2)), more={"constants.pkl": b""}),
+        rezipped(saved(torch.ones(2)), more={"DATA.pkl": b""}),
         saved(torch.ones(2))[:-1],
         b"",
         b"PK\3\4",
