@@ -31,6 +31,7 @@ CLONE_NEWNET = 0x40000000
 # mount(2), umount2(2), mount_setattr(2), fsopen(2), open_tree(2), move_mount(2)
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
@@ -159,6 +160,11 @@ def sethostname(name: str) -> None:
 def mount_private() -> None:
     """No mount made from here on reaches another namespace."""
     _checked(_libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount(/, MS_PRIVATE)")
+
+
+def mounts_follow() -> None:
+    """Mounts made elsewhere reach this namespace from here on, and none made here leaves it."""
+    _checked(_libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "mount(/, MS_SLAVE)")
 
 
 def umount_detach(path: str) -> None:

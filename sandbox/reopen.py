@@ -2,21 +2,22 @@
 
 A descriptor that cannot write still lets its holder change the file's mode, times and attributes
 where the holder is the file's owner to the kernel, as a worker of an unprivileged caller is. On a
-read-only mount those are refused too (EROFS). Only the mount of the one file is copied, so nothing
-else of the host is held in use.
+read-only mount those are refused too (EROFS).
 
-The zygote forks a child for it, which is trusted, lives for one file and reads none of it.
+The mount is made by the opener, a small process in a mount namespace of its own, forked off before
+the zygote imports anything large. It follows the host's mounts (MS_SLAVE), copies the mount of one
+file at a time, and reads none of it. The way of a request: parent, zygote, opener; the answer goes
+to the parent directly.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
+import signal
 import socket
 import time
-from typing import NoReturn
 
 from multiprocess.connection import wait
 
@@ -24,13 +25,16 @@ from sandbox import channel, forks, kernel
 from sandbox.layers import ROOT
 from sandbox.processes import Zygote, ZygoteGone
 
-_MESSAGE = 4096  # bytes
+_MESSAGE = 16384  # bytes: a path has 4095 at most, and JSON may write each as six
 _ATTRIBUTES = (
     kernel.MOUNT_ATTR_RDONLY
     | kernel.MOUNT_ATTR_NOSUID
     | kernel.MOUNT_ATTR_NODEV
     | kernel.MOUNT_ATTR_NOEXEC
 )
+
+
+# In the parent
 
 
 def reopen(zygote: Zygote, fd: int, deadline: float) -> int:
@@ -55,21 +59,15 @@ def reopen(zygote: Zygote, fd: int, deadline: float) -> int:
 
 
 def _answer(sock: socket.socket, deadline: float) -> int:
-    """The descriptor that the child sends. The zygote's word of its birth comes before it."""
-    while wait([sock], max(0.0, deadline - time.monotonic())):
-        with forks.creating:
-            message, fds = channel.receive_message(sock, _MESSAGE, 1)
-        facts = json.loads(message or "{}")
-        if "reopened" in facts:
-            return fds[0]
-        for pidfd in fds:
-            os.close(pidfd)
-        if "pid" not in facts:
-            if not facts:
-                raise ZygoteGone("it opened no file")
-            refusal = facts.get("refused", "its child died")
-            raise OSError(errno.EROFS, f"the file has no read-only mount here: {refusal}")
-    raise TimeoutError("the zygote did not open a file again in time")
+    if not wait([sock], max(0.0, deadline - time.monotonic())):
+        raise TimeoutError("a file was not opened again in time")
+    with forks.creating:
+        message, fds = channel.receive_message(sock, _MESSAGE, 1)
+    if fds:
+        return fds[0]
+    if not message:
+        raise ZygoteGone("it opened no file")
+    raise OSError(errno.EROFS, f"the file has no read-only mount here: {message.decode()}")
 
 
 def _check_same(fd: int, again: int, path: str) -> None:
@@ -80,25 +78,74 @@ def _check_same(fd: int, again: int, path: str) -> None:
         raise OSError(errno.EROFS, "the copy of its mount is not read-only", path)
 
 
-def namespaces(caller: str) -> int:
-    """What the child is cloned into, as flags of clone(2)."""
-    return kernel.CLONE_NEWNS | (0 if caller == ROOT else kernel.CLONE_NEWUSER)
+# In the zygote
 
 
-def main(path: str, reply: socket.socket, proc: int) -> NoReturn:
-    """In the zygote's child. `proc` is the host's /proc."""
-    try:
-        kernel.close_all_but({0, 1, 2, proc, reply.fileno()})
-        fd, answer = -1, json.dumps({"reopened": True})
+class Opener:
+    """The zygote's handle on its opener; where none can be had it says why, each time."""
+
+    def __init__(self, caller: str) -> None:
+        self._refusal = ""
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        flags = kernel.CLONE_NEWNS | (0 if caller == ROOT else kernel.CLONE_NEWUSER)
         try:
-            kernel.mount_private()
-            tree = kernel.clone_tree(path)
-            kernel.mount_setattr(tree, _ATTRIBUTES)
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-            fd = os.open(f"self/fd/{tree}", flags, dir_fd=proc)
+            pid, pidfd = kernel.clone(flags)
         except OSError as error:
-            answer = json.dumps({"refused": str(error)[: _MESSAGE // 2]})
-        with contextlib.suppress(OSError):  # nobody waits for it any more
-            socket.send_fds(reply, [answer.encode()], [fd] if fd >= 0 else [])
+            self._refusal = str(error)
+        else:
+            if pid == 0:
+                _main(theirs)
+            os.close(pidfd)
+        theirs.close()
+
+    def forward(self, path: str, reply: int) -> None:
+        """Have the file at `path` opened again, and the descriptor sent to `reply`."""
+        try:
+            if self._refusal:
+                raise OSError(errno.EPERM, self._refusal)
+            socket.send_fds(self._sock, [path.encode("utf-8", "surrogateescape")], [reply])
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the parent waits no more
+                os.write(reply, str(error).encode())
+
+
+# In the opener
+
+
+def _main(zygote: socket.socket) -> None:
+    """Never returns."""
+    try:
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        os.setsid()
+        kernel.close_all_but({0, 1, 2, zygote.fileno()})
+        kernel.mounts_follow()
+        while True:
+            path, fds = channel.receive_message(zygote, _MESSAGE, 1)
+            if not path:
+                break
+            with socket.socket(fileno=fds[0]) as reply, contextlib.suppress(OSError):
+                _send(reply, os.fsdecode(path))
     finally:
         os._exit(0)
+
+
+def _send(reply: socket.socket, path: str) -> None:
+    try:
+        fd = _open(path)
+    except OSError as error:
+        reply.send(str(error).encode("utf-8", "replace"))
+        return
+    try:
+        socket.send_fds(reply, [b"\0"], [fd])
+    finally:
+        os.close(fd)
+
+
+def _open(path: str) -> int:
+    tree = kernel.clone_tree(path)
+    try:
+        kernel.mount_setattr(tree, _ATTRIBUTES)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        return os.open(f"/proc/self/fd/{tree}", flags)
+    finally:
+        os.close(tree)

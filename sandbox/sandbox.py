@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -150,6 +151,8 @@ class Sandbox:
                 return reopen(zygote, fd, time.monotonic() + _SPAWN_SECONDS)
             except ZygoteGone:
                 zygote.await_end()
+                if not zygote.gone():
+                    raise OSError(errno.EROFS, "the opener has died: no file is lent") from None
         raise WorkerError("the zygote died twice while it was to open a file again")
 
     def isolation(self) -> Isolation:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from multiprocess.connection import Connection
 
-from sandbox import channel, imports, kernel, reopen, sentinel, worker
+from sandbox import channel, imports, kernel, sentinel, worker
 from sandbox.layers import (
     DEMOTED,
     NOBODY,
@@ -36,6 +36,7 @@ from sandbox.layers import (
     namespaces,
     network,
 )
+from sandbox.reopen import Opener
 from sandbox.supervisor import Supervisor, Ward
 
 ORDER_LIMIT = 1 << 20  # bytes of one order
@@ -46,6 +47,7 @@ def main(fd: int) -> NoReturn:
     """The zygote's life. `fd` is its end of the control socket."""
     kernel.prctl(kernel.PR_SET_DUMPABLE, "PR_SET_DUMPABLE, 0", 0)
     supervisor = Supervisor(fd, sentinel.start())
+    opener = Opener(_caller())
     control = Connection(fd)
     with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(EOFError, OSError):
         try:
@@ -61,7 +63,11 @@ def main(fd: int) -> NoReturn:
             supervisor.serve()
             order = json.loads(control.recv_bytes(ORDER_LIMIT))
             fds = channel.receive_fds(sock, order["fds"])
-            ward = _OF_KIND[order["kind"]](order, fds, plan)
+            if order["kind"] == "reopen":
+                opener.forward(order["path"], fds[0])
+                channel.close_all(fds)
+                continue
+            ward = _fork(order, fds, plan)
             if ward is not None:
                 supervisor.add(ward)
     supervisor.end_all()
@@ -105,7 +111,7 @@ def _prepare(order: dict[str, Any]) -> Plan:
     return plan
 
 
-def _fork_worker(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
+def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
     """The worker that the parent asks for; None where the kernel will not have it."""
     own, lifeline, *others = fds
     join, above = others[: order["joins"]], others[order["joins"] :]
@@ -122,23 +128,6 @@ def _fork_worker(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | No
         worker.main(Place(plan, Record(), disabled, own, join, order["spare"], born_in))
     channel.close_all([own, *join])  # the worker's death is the end of its channel
     return Ward(pid, pidfd, life, above, order["groups"])
-
-
-def _fork_reopener(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
-    """The child that opens a file again, through a read-only mount."""
-    life = socket.socket(fileno=fds[0])
-    _check_single_threaded()
-    try:
-        pid, pidfd = kernel.clone(reopen.namespaces(plan.caller))
-    except OSError as error:
-        _refuse(life, error)
-        return None
-    if pid == 0:
-        reopen.main(order["path"], life, plan.proc)
-    return Ward(pid, pidfd, life, [], [])
-
-
-_OF_KIND = {"worker": _fork_worker, "reopen": _fork_reopener}
 
 
 def _refuse(life: socket.socket, error: OSError) -> None:

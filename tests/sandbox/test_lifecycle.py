@@ -222,7 +222,7 @@ def test_all_are_gone_a_second_after_the_parent_is_killed(
     caller = script(_KILLED)
     assert caller.stdout is not None
     pids = json.loads(caller.stdout.readline())
-    assert len(pids) >= 5  # zygote, sentinel, two workers, and what one of them forked
+    assert len(pids) >= 6  # zygote, sentinel, opener, two workers, and what one of them forked
     if what != "the parent":
         zygote = psutil.Process(caller.pid).children()[0]
         zygote.send_signal(signal.SIGSTOP)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sandbox import Sandbox
@@ -82,6 +83,22 @@ def test_it_works_also_after_the_zygote_was_killed(isolated: Sandbox, opened: in
         assert box._zygote is not None
         box._zygote._process.kill()
         os.close(box.reopen(opened))
+
+
+def test_without_its_opener_it_is_an_error(isolated: Sandbox, opened: int) -> None:
+    with Sandbox(preload=["tests.sandbox.entries"]) as box:
+        box.isolation()
+        assert box._zygote is not None
+        _, opener = sorted(psutil.Process(box._zygote.pid).children(), key=_born)[:2]
+        opener.kill()
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"opener|Broken pipe"):
+                box.reopen(opened)
+        assert box.run("tests.sandbox.entries:echo", b"x").data == b"x"
+
+
+def _born(process: psutil.Process) -> int:
+    return process.pid
 
 
 def test_nothing_is_left(box: Sandbox, opened: int, tmp_path: Path) -> None:
