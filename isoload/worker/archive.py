@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from .checksums import crc32
 from .directory import DATA_DESCRIPTOR, ENCRYPTED, STORED, Entry, read_directory, read_local
 from .reading import Damaged, Reading, TooMuch, is_out_of_memory
 from .source import WorkerSource
@@ -95,7 +95,7 @@ class ZipArchive:
         entry = self._checked(name)
         with _torch_reads(name):
             data = bytes(self._reader.get_record(name))
-        if entry is not None and self._checks_crc and zlib.crc32(data) != entry.crc:
+        if entry is not None and self._checks_crc and crc32(data) != entry.crc:
             self._warn_of_crc(name)
         return data
 
@@ -121,7 +121,7 @@ class ZipArchive:
             storage = self._source.storage[offset : offset + nbytes]
         if entry is not None and self._checks_crc:
             held: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-            if zlib.crc32(held) != entry.crc:
+            if crc32(held) != entry.crc:
                 self._warn_of_crc(name)
         return storage
 

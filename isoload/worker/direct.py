@@ -75,6 +75,6 @@ def _read_zip(source: WorkerSource, request: manifest.Request) -> Direct | None:
         return None
     storages = Stored(archive.records, crosses=request.tensors)
     root, nodes = describe(execute(program.code, storages), request.max_nodes)
-    if not archive.is_intact(source.view):
+    if not archive.is_intact(source):
         return None
     return Direct(manifest.Graph(root, nodes, storages.table), "zip", program.globals)

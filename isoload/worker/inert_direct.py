@@ -2,8 +2,7 @@
 
 The program runs in the C unpickler, which does nothing there but push values (`inert_scan` says
 why); all that it does to objects is done by the inert machine's own methods, so that the graph and
-the report are the machine's. Tensors and storages are not made, and a second thread checks the
-CRCs.
+the report are the machine's. Tensors and storages are not made.
 
 What is odd in any way is None: the machine reads it from its start.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import _pickle
 import io
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +22,6 @@ from torch import _weights_only_unpickler
 from isoload import manifest
 
 from . import inert_scan
-from .checksums import Checksums
 from .context import Context
 from .describe import describe
 from .direct_graph import Unusual, check_location
@@ -91,21 +88,14 @@ def _read(source: WorkerSource, request: manifest.Request) -> Inert | None:
     known = _weights_only_unpickler._get_allowed_globals()
     if program is None or all(full_name(*name) in known for name in program.globals):
         return None
-    checks = Checksums(source.view, [*archive.records.values()], archive.sums)
-    try:
-        reading = Reading(location=_location, mapping=source.mapping)
-        spans = _Spans(archive, source.mapping[0])
-        reading.root = execute(program.code, Context(reading, Tags()), spans)
-        read, reading.warnings = reading.warnings, [*reading.warnings]
-        graph, arena = describe(reading, tensors=request.tensors, budget=request)
-        told, reading.warnings = reading.warnings, read
-    except BaseException:
-        checks.cancel()
-        raise
-    if not checks.hold():
-        if arena is not None:
-            os.close(arena)
+    if not archive.is_intact(source):
         return None
+    reading = Reading(location=_location, mapping=source.mapping)
+    spans = _Spans(archive, source.mapping[0])
+    reading.root = execute(program.code, Context(reading, Tags()), spans)
+    read, reading.warnings = reading.warnings, [*reading.warnings]
+    graph, arena = describe(reading, tensors=request.tensors, budget=request)
+    told, reading.warnings = reading.warnings, read
     return Inert(reading, graph, arena, told, _refusal(pickled))
 
 

@@ -28,7 +28,7 @@ def agree(data: bytes) -> bool:
     gives what the direct reader gives, if that reads the file at all."""
     source = source_of(data)
     found = read_archive(source)
-    if found is None or not found.is_intact(source.view):
+    if found is None or not found.is_intact(source):
         return False
     records = found.records
     reader = torch._C.PyTorchFileReader(io.BytesIO(data))
