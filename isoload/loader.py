@@ -22,6 +22,7 @@ import sandbox
 from sandbox import Limits, Reply, Sandbox, printable
 
 from . import manifest as m
+from . import wire
 from .check import check_graph
 from .errors import (
     CheckpointError,
@@ -214,7 +215,7 @@ class Loader:
             )
         try:
             with _blame_worker(source.name):
-                message = m.decode_reply(reply.data)
+                message = wire.decode_reply(reply.data)
             if source.warning:
                 message.reading.warnings.append(source.warning)
             if isinstance(message, m.Failed):

@@ -12,15 +12,13 @@ nodes before them; those that can (`List`, `Dict`, `Set`, `Deque`, `Namespace`, 
 state and the items of an `Opaque`, and the attributes of any node) refer to any node, so that
 cycles and shared objects come back as they were.
 
-`decode_reply` is strict about the form. The arithmetic is in `isoload.check`, which must pass
-before `isoload.rebuild` may use a graph.
+`isoload.wire` has the bytes and is strict about the form. The arithmetic is in `isoload.check`,
+which must pass before `isoload.rebuild` may use a graph.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Union
 
 import msgspec
@@ -66,29 +64,29 @@ PARAMETER = 8
 """Bits of `flags` in a tensor node."""
 
 
-class _Node(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+class Struct(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     pass
 
 
-class Bytes(_Node, tag=0):
+class Bytes(Struct, tag=0):
     data: bytes
 
 
-class Tuple(_Node, tag=1):
+class Tuple(Struct, tag=1):
     items: list[int]
 
 
-class Size(_Node, tag=2):
+class Size(Struct, tag=2):
     """torch.Size; the dimensions themselves, not indices."""
 
     dims: list[int]
 
 
-class List(_Node, tag=3):
+class List(Struct, tag=3):
     items: list[int]
 
 
-class Dict(_Node, tag=4):
+class Dict(Struct, tag=4):
     """A mapping. `kind`: "" for dict, else "OrderedDict", "Counter" or "defaultdict"."""
 
     keys: list[int]
@@ -98,38 +96,38 @@ class Dict(_Node, tag=4):
     factory: int = NONE
 
 
-class Set(_Node, tag=5):
+class Set(Struct, tag=5):
     items: list[int]
     frozen: bool = False
 
 
-class Deque(_Node, tag=6):
+class Deque(Struct, tag=6):
     items: list[int]
     maxlen: int | None = None
 
 
-class Text(_Node, tag=7):
+class Text(Struct, tag=7):
     """A str with lone surrogates, as UTF-8 with "surrogatepass"."""
 
     utf8: bytes
 
 
-class BigInt(_Node, tag=8):
+class BigInt(Struct, tag=8):
     """An int beyond 64 bits: two's complement, little-endian."""
 
     data: bytes
 
 
-class Complex(_Node, tag=9):
+class Complex(Struct, tag=9):
     real: float
     imag: float
 
 
-class ByteArray(_Node, tag=10):
+class ByteArray(Struct, tag=10):
     data: bytes
 
 
-class Named(_Node, tag=11):
+class Named(Struct, tag=11):
     """A value from a fixed table (`isoload.values`). `kind`: "dtype", "layout", "qscheme",
     "memory_format", "device", "storage_type", "constant" or "global"."""
 
@@ -137,7 +135,7 @@ class Named(_Node, tag=11):
     name: str
 
 
-class Value(_Node, tag=12):
+class Value(Struct, tag=12):
     """A standard-library value (datetime, Decimal, Path, range, slice, …): a name from the table in
     `isoload.values`, and the arguments that its constructor there takes."""
 
@@ -145,7 +143,7 @@ class Value(_Node, tag=12):
     args: list[int]
 
 
-class Opaque(_Node, tag=13):
+class Opaque(Struct, tag=13):
     """An object of a class that the file named, or (`reference`) that class or function itself.
 
     `args` and `kwargs` refer to nodes before it: they existed before the object did. The rest may
@@ -162,7 +160,7 @@ class Opaque(_Node, tag=13):
     reference: bool = False
 
 
-class StorageValue(_Node, tag=14):
+class StorageValue(Struct, tag=14):
     """A storage as a value: a TypedStorage of `dtype` (an index into DTYPES), or an UntypedStorage
     (NONE)."""
 
@@ -170,7 +168,7 @@ class StorageValue(_Node, tag=14):
     dtype: int = NONE
 
 
-class Namespace(_Node, tag=15):
+class Namespace(Struct, tag=15):
     """A bag of attributes: `kind` is "types.SimpleNamespace" or "argparse.Namespace"; `attrs` is a
     Dict."""
 
@@ -178,7 +176,7 @@ class Namespace(_Node, tag=15):
     attrs: int
 
 
-class NumpyDtype(_Node, tag=16):
+class NumpyDtype(Struct, tag=16):
     """A numpy dtype. Plain: `code` is its typestr ("<f4", "|S7", "<M8[ns]"). A record: `names` with
     the NumpyDtype nodes `fields` at the byte `offsets`, `itemsize` bytes in all. A subarray: the
     one node in `fields`, and `shape`."""
@@ -192,14 +190,14 @@ class NumpyDtype(_Node, tag=16):
     aligned: bool = False
 
 
-class NumpyScalar(_Node, tag=17):
+class NumpyScalar(Struct, tag=17):
     """A numpy scalar: a NumpyDtype node and the item's bytes."""
 
     dtype: int
     data: bytes
 
 
-class NdArray(_Node, tag=18):
+class NdArray(Struct, tag=18):
     """A numpy array over a storage: C order, or Fortran order."""
 
     storage: int
@@ -208,7 +206,7 @@ class NdArray(_Node, tag=18):
     fortran: bool = False
 
 
-class ObjectArray(_Node, tag=19):
+class ObjectArray(Struct, tag=19):
     """A numpy array of objects: the items in C order, whatever the memory's order."""
 
     shape: list[int]
@@ -216,7 +214,7 @@ class ObjectArray(_Node, tag=19):
     fortran: bool = False
 
 
-class Tensor(_Node, tag=20):
+class Tensor(Struct, tag=20):
     """A strided tensor: view of a storage. `offset`, `size` and `stride` count elements, not bytes.
 
     `attrs` refers to a Dict of the tensor's own attributes (its `__dict__`)."""
@@ -230,7 +228,7 @@ class Tensor(_Node, tag=20):
     attrs: int = NONE
 
 
-class Quantized(_Node, tag=21):
+class Quantized(Struct, tag=21):
     """A quantized strided tensor. Per tensor (`axis` NONE): `scale` and `zero_point`. Per channel:
     the tensor nodes `scales` and `zero_points`, one value for each index of `axis`; float zero
     points mean the float-qparams scheme."""
@@ -249,7 +247,7 @@ class Quantized(_Node, tag=21):
     zero_points: int = NONE
 
 
-class SparseCoo(_Node, tag=22):
+class SparseCoo(Struct, tag=22):
     """A sparse COO tensor of the tensor nodes `indices` and `values`."""
 
     indices: int
@@ -260,7 +258,7 @@ class SparseCoo(_Node, tag=22):
     attrs: int = NONE
 
 
-class SparseCompressed(_Node, tag=23):
+class SparseCompressed(Struct, tag=23):
     """A compressed sparse tensor: `layout` is "sparse_csr", "sparse_csc", "sparse_bsr" or
     "sparse_bsc"."""
 
@@ -273,7 +271,7 @@ class SparseCompressed(_Node, tag=23):
     attrs: int = NONE
 
 
-class NestedStrided(_Node, tag=24):
+class NestedStrided(Struct, tag=24):
     """A nested tensor of strided layout: a flat `buffer`, and where each component lies in it
     (tensor nodes)."""
 
@@ -285,7 +283,7 @@ class NestedStrided(_Node, tag=24):
     attrs: int = NONE
 
 
-class NestedJagged(_Node, tag=25):
+class NestedJagged(Struct, tag=25):
     """A nested tensor of jagged layout (tensor nodes; `lengths` may be NONE). `min_seqlen` and
     `max_seqlen` are what the tensor had cached, else NONE."""
 
@@ -299,7 +297,7 @@ class NestedJagged(_Node, tag=25):
     attrs: int = NONE
 
 
-class Subclass(_Node, tag=26):
+class Subclass(Struct, tag=26):
     """A tensor of a class that the file named: the tensor node that it is underneath, and the
     name."""
 
@@ -308,7 +306,7 @@ class Subclass(_Node, tag=26):
     attrs: int = NONE
 
 
-class Storage(_Node):
+class Storage(Struct):
     """Bytes that tensors share. One entry a storage of the file: two tensors alias if they share an
     entry."""
 
@@ -327,7 +325,7 @@ Node = Union[
 ]  # fmt: skip
 
 
-class Graph(_Node):
+class Graph(Struct):
     """An object graph: `root` is the index of the node that is the object."""
 
     root: int
@@ -335,7 +333,7 @@ class Graph(_Node):
     storages: list[Storage]
 
 
-class Attempt(_Node):
+class Attempt(Struct):
     """A reader that refused or failed: why, and the globals it stumbled over."""
 
     reader: str
@@ -344,7 +342,7 @@ class Attempt(_Node):
     globals: list[str] = []
 
 
-class Call(_Node):
+class Call(Struct):
     """What the file asked to be called, and was not: "os.system" and its arguments as short
     printable text."""
 
@@ -352,7 +350,7 @@ class Call(_Node):
     args: str
 
 
-class Reading(_Node):
+class Reading(Struct):
     """How the file was read: for the report."""
 
     reader: str
@@ -364,12 +362,12 @@ class Reading(_Node):
     timings: dict[str, float] = {}
 
 
-class Loaded(_Node, tag="loaded"):
+class Loaded(Struct, tag="loaded"):
     reading: Reading
     graph: Graph
 
 
-class Failed(_Node, tag="failed"):
+class Failed(Struct, tag="failed"):
     """`kind`: "damaged", "unsupported" or "refused" (the policy's fallback ends the ladder), or
     "limit:<name>"."""
 
@@ -381,7 +379,7 @@ class Failed(_Node, tag="failed"):
 Reply = Union[Loaded, Failed]
 
 
-class Request(_Node):
+class Request(Struct):
     """What the parent asks of a worker. It is trusted: the parent made it.
 
     `fallback`: "none", "inert" or "full"; `tensors` False: no tensor bytes cross (inspect);
@@ -420,68 +418,3 @@ def parts(node: Node) -> Iterator[tuple[str, int]]:
         yield "attrs", node.attrs
     elif isinstance(node, ObjectArray):
         yield from ((str(position), index) for position, index in enumerate(node.items))
-
-
-class _GraphFrame(_Node):
-    root: int
-    nodes: msgspec.Raw
-    storages: msgspec.Raw
-
-
-class _LoadedFrame(_Node, tag="loaded"):
-    reading: Reading
-    graph: _GraphFrame
-
-
-_encoder = msgspec.msgpack.Encoder()
-_frame_decoder = msgspec.msgpack.Decoder(Union[_LoadedFrame, Failed])
-_nodes_decoder = msgspec.msgpack.Decoder(list[Node])
-_storages_decoder = msgspec.msgpack.Decoder(list[Storage])
-
-
-def encode_reply(reply: Reply) -> bytes:
-    return _encoder.encode(reply)
-
-
-def decode_reply(data: bytes, *, max_nodes: int = MAX_NODES) -> Reply:
-    """Decode what a worker sent; raise ManifestError for anything that is not exactly a reply.
-
-    The tables' lengths are read before the tables are, so that a short message cannot ask for more
-    than `max_nodes` objects.
-    """
-    try:
-        frame = _frame_decoder.decode(data)
-        if isinstance(frame, Failed):
-            return frame
-        for table in (frame.graph.nodes, frame.graph.storages):
-            if _length(bytes(memoryview(table)[:5])) > max_nodes:
-                raise ManifestError(f"the reply describes more than {max_nodes} objects")
-        with _uncollected():
-            nodes = _nodes_decoder.decode(frame.graph.nodes)
-            storages = _storages_decoder.decode(frame.graph.storages)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise ManifestError(f"the reply breaks the schema: {error}") from None
-    return Loaded(frame.reading, Graph(frame.graph.root, nodes, storages))
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would walk the growing table again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _length(head: bytes) -> int:
-    """The length in the head of a MessagePack array (its specification, "array format family")."""
-    if len(head) > 0 and head[0] & 0xF0 == 0x90:
-        return head[0] & 0x0F
-    if len(head) > 2 and head[0] == 0xDC:
-        return int.from_bytes(head[1:3], "big")
-    if len(head) > 4 and head[0] == 0xDD:
-        return int.from_bytes(head[1:5], "big")
-    raise ManifestError("the reply breaks the schema: a table is not an array")

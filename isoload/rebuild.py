@@ -8,7 +8,6 @@ not fit is the worker's fault: ManifestError.
 from __future__ import annotations
 
 import functools
-import gc
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import allowed, rebuild_tensors
+from . import allowed, collector, rebuild_tensors
 from . import manifest as m
 from .check import make_dtype
 from .manifest import NONE, ManifestError
@@ -66,17 +65,12 @@ allowed_classes = allowed.allowed_classes
 def _calm() -> Iterator[None]:
     """The garbage collector would walk a half-made graph many times; a dispatch mode would answer
     for torch."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector.paused():
         if torch._C._len_torch_dispatch_stack():
             with _disable_current_modes():
                 yield
         else:
             yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 class _Builder:

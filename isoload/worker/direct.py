@@ -17,9 +17,6 @@ Nothing here raises for a file: an error is a None.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from isoload import manifest
@@ -45,24 +42,12 @@ class Direct:
 
 def read_direct(source: WorkerSource, request: manifest.Request) -> Direct | None:
     """Read an ordinary checkpoint, or return None: for torch.load to read."""
-    with _no_garbage_collection():
-        try:
-            if source.data[: len(MAGIC)] == MAGIC:
-                return Direct(*read_legacy(source, request))
-            return _read_zip(source, request)
-        except Exception:  # whatever is odd about a file, torch's own reader has the last word
-            return None
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
     try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        if source.data[: len(MAGIC)] == MAGIC:
+            return Direct(*read_legacy(source, request))
+        return _read_zip(source, request)
+    except Exception:  # whatever is odd about a file, torch's own reader has the last word
+        return None
 
 
 def _read_zip(source: WorkerSource, request: manifest.Request) -> Direct | None:

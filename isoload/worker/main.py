@@ -13,7 +13,7 @@ import time
 import msgspec
 import torch
 
-from isoload import manifest
+from isoload import manifest, wire
 from sandbox import printable
 
 from .archive import first_line
@@ -42,7 +42,7 @@ def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
         order = msgspec.msgpack.decode(request, type=manifest.Request)
         return _answer(order, WorkerSource(fds[0]), reading)
     except BaseException as error:
-        return _encode(_failed(error, reading)), []
+        return wire.encode_reply(_failed(error, reading)), []
 
 
 def _answer(
@@ -59,7 +59,7 @@ def _answer(
     if graph is None:
         graph, arena = describe(reading, tensors=request.tensors, budget=request)
     reading.timings["describe"] = time.perf_counter() - started
-    reply = _encode(manifest.Loaded(reading=_printable(reading), graph=graph))
+    reply = wire.encode_reply(manifest.Loaded(reading=_printable(reading), graph=graph))
     return reply, [] if arena is None else [arena]
 
 
@@ -96,10 +96,6 @@ def _printable(reading: Reading) -> manifest.Reading:
         warnings=[printable(text, MAX_MESSAGE) for text in reading.warnings],
         timings=reading.timings,
     )
-
-
-def _encode(reply: manifest.Reply) -> bytes:
-    return msgspec.msgpack.encode(reply)
 
 
 def warm_up() -> None:

@@ -12,6 +12,7 @@ import pytest
 import isoload
 import isoload.loader
 from isoload import manifest as m
+from isoload import wire
 from sandbox import Limits, Reply, Sandbox
 from tests.attacks import outside
 
@@ -80,7 +81,7 @@ def replying(reply: m.Reply | bytes, *segments: str | bytes) -> bytes:
 
     A segment is the bytes of a well-made one, the name of a bad one (`entries.shared.SEGMENTS`), or
     "source"."""
-    data = reply if isinstance(reply, bytes) else m.encode_reply(reply)
+    data = reply if isinstance(reply, bytes) else wire.encode_reply(reply)
     return msgspec.msgpack.encode({"reply": data, "segments": [*segments]})
 
 

@@ -18,6 +18,7 @@ import msgspec
 import torch
 
 from isoload import manifest as m
+from isoload import wire
 from isoload.check import check_graph
 from isoload.errors import IsoloadError
 from isoload.placement import Placement
@@ -56,7 +57,7 @@ def closing(*fds: int) -> Iterator[None]:
 
 def parent(data: bytes, fds: list[int]) -> Any:
     """What a Loader does with a reply: the object, or one of the expected errors."""
-    message = m.decode_reply(data, max_nodes=MAX_NODES)
+    message = wire.decode_reply(data, max_nodes=MAX_NODES)
     if isinstance(message, m.Failed):
         make_report(message.reading, source="fuzz", size=1).to_dict()
         return None
@@ -143,9 +144,9 @@ def _places(value: Any) -> Any:
 def seeds() -> dict[str, bytes]:
     """Replies to begin with: one of every kind of node, and the smallest."""
     return {
-        "everything": m.encode_reply(everything()),
-        "failed": m.encode_reply(m.Failed("refused", "x", m.Reading("inert", "zip"))),
-        "small": m.encode_reply(m.Loaded(m.Reading("inert", "zip"), m.Graph(0, [1], []))),
+        "everything": wire.encode_reply(everything()),
+        "failed": wire.encode_reply(m.Failed("refused", "x", m.Reading("inert", "zip"))),
+        "small": wire.encode_reply(m.Loaded(m.Reading("inert", "zip"), m.Graph(0, [1], []))),
     }
 
 

@@ -20,6 +20,7 @@ import torch
 
 import isoload
 from isoload import manifest as m
+from isoload import wire
 from sandbox import ClosedError, LimitError, Limits, Sandbox, SandboxError, WorkerError
 from tests.attacks import outside
 from tests.attacks.conftest import ENTRIES, MODULES, calling, loaded, replying
@@ -244,7 +245,7 @@ def test_two_replies_are_one_and_trailing_bytes_are_none(run, taken_over):
     with contextlib.suppress(SandboxError):  # two that write at once may spoil each other's frame
         assert len(run("wire:two_replies", b"first").data) < 100
     assert run("resources:echo", b"next").data == b"next"
-    good = m.encode_reply(loaded(7))
+    good = wire.encode_reply(loaded(7))
     assert taken_over.load(replying(good)) == 7
     for bad in (good + b"\0", good + good, good[:-1], b"", b"\0" + good):
         with pytest.raises(isoload.WorkerError):
@@ -290,18 +291,18 @@ def bombs():
         "deep inside": b"\x93\xa6loaded" + head + b"\x93\x00" + deep + b"\x90",
         "declared": b"\x93\xa6loaded" + head + b"\x93\x00\xdd\xff\xff\xff\xff\x90",
         "declared map": b"\xdf\xff\xff\xff\xff",
-        "colliding keys": m.encode_reply(keys),
-        "many keys": m.encode_reply(strings),
-        "tuples hashed as a key": m.encode_reply(hashed),
-        "lists of lists": m.encode_reply(loaded(*lists, 0, root=0)),
-        "cycle": m.encode_reply(loaded(m.List([0, 0, 0]))),
-        "tuple in itself": m.encode_reply(loaded(m.Tuple([0]))),
-        "deep chain": m.encode_reply(loaded(0, *(m.Tuple([n]) for n in range(100_000)))),
-        "deep opaque": m.encode_reply(loaded(0, *(m.Opaque("x", (n,)) for n in range(100_000)))),
-        "nan keys": m.encode_reply(loaded(*floats, m.Dict([*range(5000)], [0] * 5000))),
-        "one, true and 1.0": m.encode_reply(loaded(1, True, 1.0, m.Dict([0, 1, 2], [0, 1, 2]))),
-        "huge int": m.encode_reply(loaded(m.BigInt(b"\xff" * (1 << 20)))),
-        "tensor under a long name": m.encode_reply(
+        "colliding keys": wire.encode_reply(keys),
+        "many keys": wire.encode_reply(strings),
+        "tuples hashed as a key": wire.encode_reply(hashed),
+        "lists of lists": wire.encode_reply(loaded(*lists, 0, root=0)),
+        "cycle": wire.encode_reply(loaded(m.List([0, 0, 0]))),
+        "tuple in itself": wire.encode_reply(loaded(m.Tuple([0]))),
+        "deep chain": wire.encode_reply(loaded(0, *(m.Tuple([n]) for n in range(100_000)))),
+        "deep opaque": wire.encode_reply(loaded(0, *(m.Opaque("x", (n,)) for n in range(100_000)))),
+        "nan keys": wire.encode_reply(loaded(*floats, m.Dict([*range(5000)], [0] * 5000))),
+        "one, true and 1.0": wire.encode_reply(loaded(1, True, 1.0, m.Dict([0, 1, 2], [0, 1, 2]))),
+        "huge int": wire.encode_reply(loaded(m.BigInt(b"\xff" * (1 << 20)))),
+        "tensor under a long name": wire.encode_reply(
             loaded(
                 m.Tensor(0, 0, 0, [1], [1]),
                 *(m.Tuple([n]) for n in range(100_000)),
@@ -309,27 +310,27 @@ def bombs():
                 storages=[m.Storage(1, 0, 4, "cpu")],
             )
         ),
-        "one tensor very often": m.encode_reply(
+        "one tensor very often": wire.encode_reply(
             loaded(
                 m.Tensor(0, 0, 0, [1], [1]),
                 m.List([0] * 1_200_000),
                 storages=[m.Storage(1, 0, 4, "cpu")],
             )
         ),
-        "many nodes": m.encode_reply(loaded(*([0] * 3_000_000))),
-        "decimal": m.encode_reply(loaded("1e999999999", m.Value("decimal.Decimal", [0]))),
-        "fraction": m.encode_reply(loaded(1, 0, m.Value("fractions.Fraction", [0, 1]))),
-        "range": m.encode_reply(loaded(0, 2**62, 1, m.Value("builtins.range", [0, 1, 2]))),
-        "long string dtype": m.encode_reply(loaded(m.NumpyDtype("<U2147483647"))),
-        "object array": m.encode_reply(loaded(m.ObjectArray([2**31, 2**31], []))),
-        "size": m.encode_reply(loaded(m.Size([2**62] * 1000))),
-        "expanded": m.encode_reply(
+        "many nodes": wire.encode_reply(loaded(*([0] * 3_000_000))),
+        "decimal": wire.encode_reply(loaded("1e999999999", m.Value("decimal.Decimal", [0]))),
+        "fraction": wire.encode_reply(loaded(1, 0, m.Value("fractions.Fraction", [0, 1]))),
+        "range": wire.encode_reply(loaded(0, 2**62, 1, m.Value("builtins.range", [0, 1, 2]))),
+        "long string dtype": wire.encode_reply(loaded(m.NumpyDtype("<U2147483647"))),
+        "object array": wire.encode_reply(loaded(m.ObjectArray([2**31, 2**31], []))),
+        "size": wire.encode_reply(loaded(m.Size([2**62] * 1000))),
+        "expanded": wire.encode_reply(
             loaded(m.Tensor(0, 0, 0, [2**40], [0]), storages=[m.Storage(1, 0, 4, "cpu")])
         ),
-        "absent": m.encode_reply(
+        "absent": wire.encode_reply(
             loaded(m.Tensor(0, 0, 0, [2**40], [1]), storages=[m.Storage(-1, 0, 2**42, "cpu")])
         ),
-        "sparse size": m.encode_reply(
+        "sparse size": wire.encode_reply(
             loaded(
                 m.Tensor(0, 5, 0, [1, 0], [1, 1]),
                 m.Tensor(0, 0, 0, [0], [1]),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import isoload
 from isoload import manifest as m
+from isoload import wire
 from sandbox import WorkerError, check_segment, map_segment
 from tests.attacks import outside
 from tests.attacks.conftest import calling, loaded, replying
@@ -213,7 +214,7 @@ LEAVES = (None, True, 1.5, float("nan"), b"", b"\xff", "", "cpu", "builtins.eval
 @hypothesis.given(data=st.data())
 def test_a_manifest_changed_anywhere_is_refused_or_well_formed(taken_over, data):
     """Line 4: one to four values of a reply with every kind of node, through a worker."""
-    reply = msgspec.msgpack.decode(m.encode_reply(EVERYTHING[0]))
+    reply = msgspec.msgpack.decode(wire.encode_reply(EVERYTHING[0]))
     for _ in range(data.draw(st.integers(1, 4))):
         places = [*_places(reply)]
         holder, key = data.draw(st.sampled_from(places))

@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from isoload import manifest as m
+from isoload import wire
 from isoload.check import check_graph
 from isoload.placement import Device, Placement
 from isoload.rebuild import rebuild
@@ -31,7 +32,7 @@ def receive(
     reply: bytes, source: bytes, returned: list[int], device: Device = None, allow: Any = None
 ) -> Any:
     """The parent's half."""
-    message = m.decode_reply(reply)
+    message = wire.decode_reply(reply)
     if isinstance(message, m.Failed):
         raise NotOpened(f"{message.kind}: {message.message}")
     fd = memfd(source)
@@ -47,7 +48,7 @@ def cross_object(obj: Any, **options: Any) -> Any:
     """What an object in memory becomes on the other side."""
     reading = Reading(root=obj, location=_location, trusted_offsets=False)
     graph, arena = describe(reading, tensors=True, budget=REQUEST)
-    reply = m.encode_reply(m.Loaded(reading.report(), graph))
+    reply = wire.encode_reply(m.Loaded(reading.report(), graph))
     returned = [] if arena is None else [arena]
     try:
         return receive(reply, b"", returned, **options)
@@ -73,7 +74,7 @@ def cross_bytes(data: bytes, *, fallback: str = "inert", **options: Any) -> tupl
     finally:
         for fd in returned:
             os.close(fd)
-    message = m.decode_reply(reply)
+    message = wire.decode_reply(reply)
     return obj, message.reading.reader
 
 

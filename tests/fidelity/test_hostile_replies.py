@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isoload import manifest as m
+from isoload import wire
 from isoload.check import check_graph
 from isoload.errors import CheckpointError
 from isoload.placement import Placement
@@ -50,12 +51,12 @@ def valid(seed: int) -> tuple[bytes, bytes]:
     if arena is not None:
         data = os.pread(arena, os.fstat(arena).st_size, 0)
         os.close(arena)
-    return m.encode_reply(m.Loaded(reading.report(), graph)), data
+    return wire.encode_reply(m.Loaded(reading.report(), graph)), data
 
 
 def receive(reply: bytes, arena: bytes) -> Any:
     """The parent's half, on ordinary memory."""
-    message = m.decode_reply(reply)
+    message = wire.decode_reply(reply)
     if isinstance(message, m.Failed):
         return None
     fds = [memfd(b"x" * 100), memfd(arena)]
@@ -128,7 +129,7 @@ def test_a_changed_reply_is_refused_or_harmless(graph: int, seed: int, by_bytes:
 @given(st.binary(max_size=200))
 def test_noise_is_refused(data: bytes) -> None:
     try:
-        message = m.decode_reply(data)
+        message = wire.decode_reply(data)
     except m.ManifestError:
         return
     assert isinstance(message, (m.Loaded, m.Failed))

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from isoload import manifest as m
+from isoload import wire
 
 READING = m.Reading("weights_only", "zip")
 
 
 def reply(*nodes: Any, storages: tuple[m.Storage, ...] = ()) -> bytes:
-    return m.encode_reply(m.Loaded(READING, m.Graph(0, [*nodes], [*storages])))
+    return wire.encode_reply(m.Loaded(READING, m.Graph(0, [*nodes], [*storages])))
 
 
 def test_every_node_survives_the_wire() -> None:
@@ -30,7 +31,7 @@ def test_every_node_survives_the_wire() -> None:
         m.Quantized(0, 22, 0, [2], [1], axis=0, scales=1, zero_points=2),
         m.NestedJagged(0, 1),
     ]
-    decoded = m.decode_reply(reply(*nodes, storages=(m.Storage(0, 0, 8, "cpu"),)))
+    decoded = wire.decode_reply(reply(*nodes, storages=(m.Storage(0, 0, 8, "cpu"),)))
     assert isinstance(decoded, m.Loaded)
     assert decoded.graph.nodes == nodes
     assert decoded.graph.storages == [m.Storage(0, 0, 8, "cpu")]
@@ -38,7 +39,7 @@ def test_every_node_survives_the_wire() -> None:
 
 def test_the_bits_of_a_nan_survive_the_wire() -> None:
     signalling = struct.unpack("<d", bytes.fromhex("010000000000f07f"))[0]
-    decoded = m.decode_reply(reply(signalling))
+    decoded = wire.decode_reply(reply(signalling))
     assert isinstance(decoded, m.Loaded)
     node: Any = decoded.graph.nodes[0]
     assert struct.pack("<d", node).hex() == "010000000000f07f"
@@ -46,7 +47,7 @@ def test_the_bits_of_a_nan_survive_the_wire() -> None:
 
 def test_a_failure_is_a_reply() -> None:
     failed = m.Failed("damaged", "why", READING)
-    assert m.decode_reply(m.encode_reply(failed)) == failed
+    assert wire.decode_reply(wire.encode_reply(failed)) == failed
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_failure_is_a_reply() -> None:
 )
 def test_what_is_no_reply_is_refused(data: bytes) -> None:
     with pytest.raises(m.ManifestError):
-        m.decode_reply(data)
+        wire.decode_reply(data)
 
 
 @pytest.mark.parametrize(
@@ -78,17 +79,17 @@ def test_what_is_no_node_is_refused(node: Any) -> None:
     message = msgspec.msgpack.decode(reply(1))
     message[2][1] = [node]
     with pytest.raises(m.ManifestError):
-        m.decode_reply(msgspec.msgpack.encode(message))
+        wire.decode_reply(msgspec.msgpack.encode(message))
 
 
 def test_a_table_longer_than_the_budget_is_refused_before_it_is_made() -> None:
     with pytest.raises(m.ManifestError, match="more than 5"):
-        m.decode_reply(reply(*[None] * 6), max_nodes=5)
+        wire.decode_reply(reply(*[None] * 6), max_nodes=5)
     head = reply(*[None] * 70_000)
     lying = head.replace((70_000).to_bytes(4, "big"), (2**32 - 1).to_bytes(4, "big"))
     assert lying != head
     with pytest.raises(m.ManifestError):
-        m.decode_reply(lying)
+        wire.decode_reply(lying)
 
 
 def test_parts_name_the_tensors_that_a_tensor_is_made_of() -> None:
