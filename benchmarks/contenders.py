@@ -127,6 +127,12 @@ def contenders() -> Iterator[list[Contender]]:
                 lambda file: warm.load(file.path, mmap=True),
                 lambda file: not file.legacy,
             ),
+            Contender(
+                "isoload spare mmap",
+                lambda file: spare.load(file.path, mmap=True),
+                lambda file: not file.legacy,
+                rest=SPARE_READY,
+            ),
             Contender("worker by hand", _by_hand, _in_a_process, slow=True),
         ]
         if shutil.which("bwrap"):

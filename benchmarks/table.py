@@ -85,14 +85,14 @@ def _megabytes(name: str, key: str = "peak") -> Callable[[Results], float]:
 BARS: dict[str, tuple[Callable[[Results], float], float]] = {
     "1 GB: of torch.load": (_ratio("1 GB, 16 tensors", "isoload"), 0.70),
     "4 GB: of torch.load": (_ratio("4 GB, 300 tensors", "isoload"), 0.70),
-    "1 GB, mmap: ms over torch.load(mmap=True)": (
-        _over("1 GB, 16 tensors", "isoload mmap", "torch.load mmap"),
-        12,
-    ),
-    "4 GB, mmap: ms over torch.load(mmap=True)": (
-        _over("4 GB, 300 tensors", "isoload mmap", "torch.load mmap"),
-        12,
-    ),
+    **{
+        f"{size}, mmap, {state}: ms over torch.load(mmap=True)": (
+            _over(file, name, "torch.load mmap"),
+            12,
+        )
+        for size, file in (("1 GB", "1 GB, 16 tensors"), ("4 GB", "4 GB, 300 tensors"))
+        for state, name in (("a spare ready", "isoload spare mmap"), ("no spare", "isoload mmap"))
+    },
     "80 KB, a spare ready: ms over torch.load": (_over("80 KB, 20 tensors", "isoload spare"), 4),
     "80 KB, no spare: ms over torch.load": (_over("80 KB, 20 tensors", "isoload"), 12),
     "80 KB: of the worker by hand": (
