@@ -216,3 +216,10 @@ def held(box: Sandbox, errors: list[SandboxError] | None = None) -> Iterator[psu
         here.close()
         there.close()
     assert not thread.is_alive(), "the run did not end with its worker"
+
+
+def lives(process: psutil.Process) -> bool:
+    """Is it neither gone nor a zombie?"""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

@@ -166,8 +166,7 @@ time.sleep(60)
     killed = time.monotonic()
 
     def gone():
-        left = [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        return not left and not outside.cgroups(child.pid)
+        return not any(map(outside.lives, below)) and not outside.cgroups(child.pid)
 
     assert outside.wait_until(gone)
     if os.getloadavg()[0] < os.cpu_count():

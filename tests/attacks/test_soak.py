@@ -99,7 +99,7 @@ def test_a_worker_does_not_outlive_zygote_and_sandbox(fresh):
         fresh._zygote._process.kill()
         fresh.close()
         assert worker in processes
-        assert outside.wait_until(lambda: all(map(_gone, processes)))
+        assert outside.wait_until(lambda: not any(map(outside.lives, processes)))
 
 
 def test_a_worker_does_not_outlive_the_sentinel_or_the_parent(fresh):
@@ -109,12 +109,8 @@ def test_a_worker_does_not_outlive_the_sentinel_or_the_parent(fresh):
         sentinel = min(zygote.children(), key=psutil.Process.create_time)
         assert sentinel != worker
         sentinel.kill()
-        assert outside.wait_until(lambda: _gone(worker))
+        assert outside.wait_until(lambda: not outside.lives(worker))
     assert outside.wait_until(lambda: well(fresh))
-
-
-def _gone(process):
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_without_descriptors_a_run_fails_and_the_next_is_well(fresh):
