@@ -255,6 +255,10 @@ def delegated(group) -> Iterator[Path]:
     for below in sorted(path.rglob("*"), reverse=True):
         if below.is_dir():
             below.rmdir()
+    # Who cleaned up in it has moved into it last, and takes its time to die.
+    deadline = time.monotonic() + 10
+    while "populated 1" in (path / "cgroup.events").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
     path.rmdir()
 
 
