@@ -100,13 +100,15 @@ class Opener:
 
     def forward(self, path: str, reply: int) -> None:
         """Have the file at `path` opened again, and the descriptor sent to `reply`."""
-        try:
-            if self._refusal:
-                raise OSError(errno.EPERM, self._refusal)
-            socket.send_fds(self._sock, [path.encode("utf-8", "surrogateescape")], [reply])
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the parent waits no more
-                os.write(reply, str(error).encode())
+        refusal = self._refusal
+        if not refusal:
+            try:
+                socket.send_fds(self._sock, [path.encode("utf-8", "surrogateescape")], [reply])
+                return
+            except OSError as error:  # EPIPE; ECONNRESET after a death with a request unread
+                refusal = f"the opener takes no request: {error.strerror}"
+        with contextlib.suppress(OSError):  # the parent waits no more
+            os.write(reply, refusal.encode())
 
 
 # In the opener
