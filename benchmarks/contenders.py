@@ -80,7 +80,8 @@ def _by_bwrap(file: File) -> Any:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         out = os.path.join(folder, "out.safetensors")
         command = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--bind", folder, folder]
-        command += ["--unshare-all", "--die-with-parent", sys.executable, "-c", _IN_BWRAP]
+        command += ["--setenv", "TMPDIR", folder, "--unshare-all", "--die-with-parent"]
+        command += [sys.executable, "-c", _IN_BWRAP]
         subprocess.run([*command, str(file.path), out], check=True)
         return load_file(out)
 
