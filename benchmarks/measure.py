@@ -118,7 +118,7 @@ def _first_time() -> None:
 
 def throughput(file: File, threads: int, seconds: float) -> float:
     """Loads a second of one Loader from so many threads, each load in a fresh worker."""
-    with isoload.Loader(spares=threads) as loader:
+    with isoload.Loader() as loader:
         loader.load(file.path)
         end = time.perf_counter() + seconds
         counts = [0] * threads

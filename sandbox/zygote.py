@@ -77,8 +77,10 @@ def main(fd: int) -> NoReturn:
 def _prepare(order: dict[str, Any]) -> Plan:
     """Import and warm up everything, then look at the host, once for all workers."""
     imports.follow(order["folders"])
+    gc.disable()  # it would walk all that is imported many times, to find next to nothing
     for name in order["preload"]:
         importlib.import_module(name)
+    gc.freeze()
     if order["warm_up"]:
         worker.find(order["warm_up"])()
     if order["rehearsal"]:
@@ -105,7 +107,7 @@ def _prepare(order: dict[str, Any]) -> Plan:
     worker.renamed.update(names.table())
     imports.rename(worker.renamed)  # last: from here nothing can be imported outside a worker
     gc.collect()
-    gc.disable()
+    gc.disable()  # a warm-up may have switched it on
     gc.freeze()
     _check_single_threaded()
     return plan
