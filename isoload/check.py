@@ -442,6 +442,7 @@ def make_dtype(node: m.NumpyDtype, fields: Sequence[np.dtype[Any]]) -> np.dtype[
             "offsets": list(node.offsets),
             "itemsize": node.itemsize,
         }
+        # numpy's stubs do not know this form of a dtype.
         return np.dtype(form, align=node.aligned)  # type: ignore[call-overload,no-any-return]
     if fields:
         count = 1

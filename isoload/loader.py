@@ -184,7 +184,7 @@ class Loader:
         return await asyncio.to_thread(self.inspect, f, **options)
 
     def _reopen(self, fd: int) -> int:
-        with _translated(os.readlink(f"/proc/self/fd/{fd}")):
+        with _translated(printable(os.readlink(f"/proc/self/fd/{fd}"), 512)):
             return self._sandbox.reopen(fd)
 
     @contextmanager

@@ -36,6 +36,9 @@ ABSENT = -1
 """A storage whose bytes do not cross: on the meta device, or the parent asked for none
 (inspect)."""
 
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How a file from before torch 1.6 begins: torch.serialization.MAGIC_NUMBER as a pickle."""
+
 MAX_NODES = 5_000_000
 """Nodes that a graph may hold, unless the caller says otherwise."""
 

@@ -33,16 +33,25 @@ _from_buffer: Any = _torch._C._VariableFunctions.frombuffer
 _SHARED = -2
 
 
-def _alone(graph: m.Graph, placement: Placement) -> list[bool]:
-    """For each storage: whether one strided tensor is all that sees it, and it stays as it is."""
-    keeps = {tag: placement.keeps(tag) for tag in {entry.location for entry in graph.storages}}
+def _seen(graph: m.Graph) -> tuple[list[int], set[int]]:
+    """The dtype of the one strided tensor that sees each storage, _SHARED where there is more, NONE
+    where nothing does; and the storages of arrays."""
     dtypes = [NONE] * len(graph.storages)
+    arrays = set()
     for node in graph.nodes:
         if type(node) is m.Tensor:
             index = node.storage
             dtypes[index] = node.dtype if dtypes[index] == NONE else _SHARED
         elif isinstance(node, (m.NdArray, m.Quantized, m.StorageValue)):
             dtypes[node.storage] = _SHARED
+            if type(node) is m.NdArray:
+                arrays.add(node.storage)
+    return dtypes, arrays
+
+
+def _alone(graph: m.Graph, dtypes: list[int], placement: Placement) -> list[bool]:
+    """For each storage: whether one strided tensor is all that sees it, and it stays as it is."""
+    keeps = {tag: placement.keeps(tag) for tag in {entry.location for entry in graph.storages}}
     return [
         dtype >= 0
         and entry.nbytes > 0
@@ -62,8 +71,8 @@ class Storages:
     def __init__(self, graph: m.Graph, segments: Segments, placement: Placement) -> None:
         self._segments = segments
         self._entries = graph.storages
-        self.alone = _alone(graph, placement)
-        arrays = {node.storage for node in graph.nodes if type(node) is m.NdArray}
+        dtypes, arrays = _seen(graph)
+        self.alone = _alone(graph, dtypes, placement)
         left = [
             None if alone or index in arrays else entry
             for index, (alone, entry) in enumerate(zip(self.alone, graph.storages, strict=True))
@@ -203,7 +212,7 @@ def _check_nested(total: int, sizes: Any, strides: Any, offsets: Any) -> None:
 
 def nested_jagged(node: m.NestedJagged, objects: Sequence[Any]) -> Any:
     import torch._dynamo  # noqa: F401, PLC0415 - its constructor needs it; it takes seconds
-    import torch.nested._internal.nested_tensor as nested  # noqa: PLC0415
+    import torch.nested._internal.nested_tensor as nested  # noqa: PLC0415 - the same
 
     values, offsets = objects[node.values], objects[node.offsets]
     lengths = None if node.lengths == NONE else objects[node.lengths]

@@ -27,6 +27,7 @@ import psutil
 from sandbox import create_memfd, printable, seal
 
 from .errors import CheckpointError, IntegrityError, LimitError
+from .manifest import LEGACY_MAGIC
 
 Reopen = Callable[[int], int]
 """A descriptor → the same file through a read-only mount. Raises OSError."""
@@ -36,7 +37,6 @@ SourceLike = Union[str, "os.PathLike[str]", BinaryIO, bytes, bytearray, memoryvi
 _CHUNK = 1 << 24
 _SENDFILE_MAX = 0x7FFFF000  # what one sendfile(2) moves at most
 _LENT_FROM = 16 << 20  # bytes: below this a copy costs less than to open the file again
-_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how a file from before 1.6 begins
 
 
 class Source:
@@ -176,7 +176,7 @@ def _from_path(
 
 
 def _gains_by_lending(fd: int, size: int) -> bool:
-    return size >= _LENT_FROM and os.pread(fd, len(_LEGACY), 0) == _LEGACY
+    return size >= _LENT_FROM and os.pread(fd, len(LEGACY_MAGIC), 0) == LEGACY_MAGIC
 
 
 def _from_buffer(view: memoryview, max_source: int) -> Source:

@@ -68,7 +68,7 @@ def _zone(offset: datetime.timedelta, name: str | None) -> datetime.timezone:
 
 
 def _zone_name(zone: datetime.timezone) -> tuple[Any, ...]:
-    args: Any = zone.__getinitargs__()  # type: ignore[attr-defined]
+    args: Any = zone.__getinitargs__()  # type: ignore[attr-defined]  # its pickle's, in no stub
     return (args[0], args[1] if len(args) > 1 else None)
 
 

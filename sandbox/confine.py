@@ -80,7 +80,7 @@ def confine(place: Place) -> None:
             outcome.without(step.without, call, error.errno or 0)
             if step.without is State.ENFORCED:
                 outcome.caveats.append(f"{call}: {error.strerror}")
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # a call without a number in `kernel`
             outcome.without(step.without, str(error), 0)
         else:
             if mechanism:

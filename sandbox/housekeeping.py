@@ -42,6 +42,6 @@ def _work_off(jobs: queue.SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
         try:
             job()
-        except Exception:
+        except Exception:  # one job's failure is not the next one's
             _LOG.exception("cleaning up after a worker failed")
         del job

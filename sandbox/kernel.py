@@ -102,10 +102,15 @@ def _syscall(step: str, number: int, *arguments: object) -> int:
     return _checked(int(_libc.syscall(ctypes.c_long(number), *wide)), step)
 
 
-def _old_syscall(name: str, *arguments: object) -> int:
+def _old_number(name: str) -> int:
+    """NotImplementedError on a machine that is in no table here: `confine` records it."""
     if name not in _OLD_NUMBERS:
         raise NotImplementedError(f"no number for {name}(2) on {platform.machine()}")
-    return _syscall(name, _OLD_NUMBERS[name], *arguments)
+    return _OLD_NUMBERS[name]
+
+
+def _old_syscall(name: str, *arguments: object) -> int:
+    return _syscall(name, _old_number(name), *arguments)
 
 
 def clone(flags: int) -> tuple[int, int]:
@@ -114,14 +119,12 @@ def clone(flags: int) -> tuple[int, int]:
     Nothing that Python, its modules or the C library do around a fork is done: only from a process
     with one thread. What it saves is half of a fork's cost.
     """
-    if "clone" not in _OLD_NUMBERS:
-        raise NotImplementedError(f"no number for clone(2) on {platform.machine()}")
     arguments = [flags | _CLONE_PIDFD | signal.SIGCHLD, 0]
     if platform.machine() == "s390x":
         arguments.reverse()
     wide = [ctypes.c_ulong(value) for value in arguments]
     pidfd = ctypes.c_int(-1)
-    number = ctypes.c_long(_OLD_NUMBERS["clone"])
+    number = ctypes.c_long(_old_number("clone"))
     zero = ctypes.c_ulong(0)
     pid = _checked(_gil_held.syscall(number, *wide, ctypes.byref(pidfd), zero, zero), "clone")
     if pid:

@@ -4,10 +4,9 @@ A descriptor that cannot write still lets its holder change the file's mode, tim
 where the holder is the file's owner to the kernel, as a worker of an unprivileged caller is. On a
 read-only mount those are refused too (EROFS).
 
-The mount is made by the opener, a small process in a mount namespace of its own, forked off before
-the zygote imports anything large. It follows the host's mounts (MS_SLAVE), copies the mount of one
-file at a time, and reads none of it. The way of a request: parent, zygote, opener; the answer goes
-to the parent directly.
+The mount is made by the opener, a small process in a mount namespace of its own. It follows the
+host's mounts (MS_SLAVE), copies the mount of one file at a time, and reads none of it. The way of a
+request: parent, zygote, opener; the answer goes to the parent directly.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import socket
 import time
 
 from multiprocess.connection import wait
 
-from sandbox import channel, forks, kernel
+from sandbox import channel, companions, forks, kernel
 from sandbox.layers import ROOT
 from sandbox.processes import Zygote, ZygoteGone
 
-_MESSAGE = 16384  # bytes: a path has 4095 at most, and JSON may write each as six
+_MESSAGE = 16384  # bytes: a path has 4095 at most, and a refusal names it
 _ATTRIBUTES = (
     kernel.MOUNT_ATTR_RDONLY
     | kernel.MOUNT_ATTR_NOSUID
@@ -86,24 +84,18 @@ class Opener:
 
     def __init__(self, caller: str) -> None:
         self._refusal = ""
-        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         flags = kernel.CLONE_NEWNS | (0 if caller == ROOT else kernel.CLONE_NEWUSER)
         try:
-            pid, pidfd = kernel.clone(flags)
+            self._sock = companions.start(_live, flags)
         except OSError as error:
             self._refusal = str(error)
-        else:
-            if pid == 0:
-                _main(theirs)
-            os.close(pidfd)
-        theirs.close()
 
     def forward(self, path: str, reply: int) -> None:
         """Have the file at `path` opened again, and the descriptor sent to `reply`."""
         refusal = self._refusal
         if not refusal:
             try:
-                socket.send_fds(self._sock, [path.encode("utf-8", "surrogateescape")], [reply])
+                socket.send_fds(self._sock, [os.fsencode(path)], [reply])
                 return
             except OSError as error:  # EPIPE; ECONNRESET after a death with a request unread
                 refusal = f"the opener takes no request: {error.strerror}"
@@ -114,21 +106,14 @@ class Opener:
 # In the opener
 
 
-def _main(zygote: socket.socket) -> None:
-    """Never returns."""
-    try:
-        signal.signal(signal.SIGIO, signal.SIG_IGN)
-        os.setsid()
-        kernel.close_all_but({0, 1, 2, zygote.fileno()})
-        kernel.mounts_follow()
-        while True:
-            path, fds = channel.receive_message(zygote, _MESSAGE, 1)
-            if not path:
-                break
-            with socket.socket(fileno=fds[0]) as reply, contextlib.suppress(OSError):
-                _send(reply, os.fsdecode(path))
-    finally:
-        os._exit(0)
+def _live(zygote: socket.socket) -> None:
+    kernel.mounts_follow()
+    while True:
+        path, fds = channel.receive_message(zygote, _MESSAGE, 1)
+        if not path:
+            return
+        with socket.socket(fileno=fds[0]) as reply, contextlib.suppress(OSError):
+            _send(reply, os.fsdecode(path))
 
 
 def _send(reply: socket.socket, path: str) -> None:

@@ -2,8 +2,8 @@
 the worker's cgroups where the parent was killed.
 
 The zygote ends workers too; the sentinel is there for when the zygote is killed or stopped, with
-the parent or without. It is forked off before the zygote imports anything large, and goes when the
-zygote and the last worker have gone. The zygote does not go on without it.
+the parent or without. It goes when the zygote and the last worker have gone. The zygote does not
+go on without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import socket
 from dataclasses import dataclass
 
-from sandbox import channel, kernel
+from sandbox import channel
 from sandbox.layers.cgroup import CgroupUnavailable, cleanup_leaf
 
 _MESSAGE = 4096  # bytes
@@ -37,23 +37,11 @@ class _Held:
     tries: int = 0  # to remove them
 
 
-def start() -> socket.socket:
-    """Fork it. Returns the zygote's end of its socket, which ends when the sentinel dies."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid, pidfd = kernel.clone(0)
-    if pid == 0:
-        try:
-            signal.signal(signal.SIGIO, signal.SIG_IGN)
-            os.setsid()
-            kernel.close_all_but({0, 1, 2, theirs.fileno()})
-            _Sentinel(theirs).watch()
-            with contextlib.suppress(CgroupUnavailable, OSError, ValueError):
-                cleanup_leaf()  # of a parent that was killed; nothing where it lives
-        finally:
-            os._exit(0)
-    theirs.close()
-    os.close(pidfd)
-    return ours
+def live(zygote: socket.socket) -> None:
+    """The sentinel's whole life. See `companions.start`."""
+    _Sentinel(zygote).watch()
+    with contextlib.suppress(CgroupUnavailable, OSError, ValueError):
+        cleanup_leaf()  # of a parent that was killed; nothing where it lives
 
 
 def entrust(sentinel: socket.socket, groups: list[str], fds: list[int]) -> None:

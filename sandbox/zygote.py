@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from multiprocess.connection import Connection
 
-from sandbox import channel, imports, kernel, sentinel, worker
+from sandbox import channel, companions, imports, kernel, sentinel, worker
 from sandbox.layers import (
     DEMOTED,
     NOBODY,
@@ -46,12 +46,13 @@ _LAST_WORDS = 4000  # characters of a failed start
 def main(fd: int) -> NoReturn:
     """The zygote's life. `fd` is its end of the control socket."""
     kernel.prctl(kernel.PR_SET_DUMPABLE, "PR_SET_DUMPABLE, 0", 0)
-    supervisor = Supervisor(fd, sentinel.start())
-    opener = Opener(_caller())
+    caller = _caller()
+    supervisor = Supervisor(fd, companions.start(sentinel.live))
+    opener = Opener(caller)
     control = Connection(fd)
     with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(EOFError, OSError):
         try:
-            plan = _prepare(json.loads(control.recv_bytes(ORDER_LIMIT)))
+            plan = _prepare(json.loads(control.recv_bytes(ORDER_LIMIT)), caller)
         except BaseException:
             failure = {"failed": traceback.format_exc()[-_LAST_WORDS:]}
             control.send_bytes(json.dumps(failure).encode())
@@ -74,7 +75,7 @@ def main(fd: int) -> NoReturn:
     os._exit(0)
 
 
-def _prepare(order: dict[str, Any]) -> Plan:
+def _prepare(order: dict[str, Any], caller: str) -> Plan:
     """Import and warm up everything, then look at the host, once for all workers."""
     imports.follow(order["folders"])
     gc.disable()  # it would walk all that is imported many times, to find next to nothing
@@ -90,7 +91,6 @@ def _prepare(order: dict[str, Any]) -> Plan:
     names = imports.Names()
     binds, links = filesystem.system_binds()
     address_space, data = _mapped()
-    caller = _caller()
     if caller == DEMOTED:
         os.setgroups([])
     plan = Plan(

@@ -163,7 +163,7 @@ class TensorWriter:
             plain.requires_grad_(bool(value.requires_grad))
             self._kept.append(plain)
             return self.tensor(plain)
-        except (RuntimeError, TypeError, NotImplementedError):
+        except (RuntimeError, TypeError, NotImplementedError):  # a subclass that torch cannot undo
             return None
 
     def typed_storage(self, value: Any) -> m.StorageValue:

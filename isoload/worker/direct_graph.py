@@ -79,7 +79,7 @@ class Buffer(msgspec.Struct, eq=False):
     """A bytearray: no key of a dict, as in Python."""
 
     node: Node
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as Python's own reference says it is done
 
 
 class FileList(list[Any]):

@@ -27,7 +27,7 @@ from .direct_nodes import describe
 from .direct_scan import Program, scan
 from .direct_zip import Source
 
-MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+MAGIC = manifest.LEGACY_MAGIC + b"\x80\x02M\xe9\x03."
 """torch.serialization's MAGIC_NUMBER and PROTOCOL_VERSION, as pickles."""
 
 _ALIGNMENT = 64

@@ -21,7 +21,7 @@ original:
 | PROTO | read anywhere; warns unless 2 | anywhere | 2, at the start, once |
 | NEWOBJ | classes of its table | any class | handed over |
 | every other opcode | refused | executed | handed over |
-"""  # noqa: E501
+"""  # noqa: E501 - rows of a table
 
 from __future__ import annotations
 

@@ -109,9 +109,8 @@ class _Owner(InertUnpickler):
     makers = LEAN
 
     def call(self, function: object, args: object, kwargs: object = None) -> object:
-        if (
-            args is _NOTHING and kwargs is None
-        ):  # most calls of a pickled module: what its maker would give
+        if args is _NOTHING and kwargs is None:
+            # Most calls of a pickled module: what their makers would give.
             if function is OrderedDict:
                 return OrderedDict()
             if function is set:

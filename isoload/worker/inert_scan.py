@@ -19,7 +19,7 @@ a number, which says what to do. Our own `persistent_load` is given it, and asks
 | BINPERSID | persistent_load | our persistent_load | handed over |
 | PROTO | read anywhere | anywhere | 2, at the start, once |
 | every other opcode | | | the program is left to the machine |
-"""  # noqa: E501
+"""  # noqa: E501 - rows of a table
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import struct
+from abc import ABC, abstractmethod
 from mmap import mmap
 from typing import Any
 
@@ -31,7 +32,7 @@ class Stop(Exception):
     """STOP was read."""
 
 
-class Machine:
+class Machine(ABC):
     """The state of one pickle stream in `data`, read from `position`; `opcodes.run` drives it."""
 
     def __init__(self, data: bytes | mmap, position: int = 0) -> None:
@@ -43,37 +44,37 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
 
+    @abstractmethod
     def find_global(self, module: str, name: str) -> object:
         """What a global stands for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find_extension(self, code: int) -> object:
         """What a code of the extension registry stands for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def persistent_load(self, saved_id: object) -> object:
         """What a persistent id stands for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def call(self, function: object, args: object, kwargs: object = None) -> object:
         """REDUCE, INST, OBJ, NEWOBJ and NEWOBJ_EX."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, target: object, state: object) -> object:
         """BUILD; gives what stands on the stack afterwards."""
-        raise NotImplementedError
 
+    @abstractmethod
     def extend(self, target: object, items: list[Any]) -> None:
         """APPEND, APPENDS and ADDITEMS."""
-        raise NotImplementedError
 
+    @abstractmethod
     def freeze(self, items: list[Any]) -> object:
         """FROZENSET."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_items(self, target: object, flat: list[Any]) -> None:
         """SETITEM and SETITEMS: keys and values by turns."""
-        raise NotImplementedError
 
     def reset(self) -> None:
         """Ready for the next stream: each has a memo and a stack of its own."""

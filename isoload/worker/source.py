@@ -50,6 +50,7 @@ class MappedFile(io.RawIOBase):
         self._position = start + count
         return bytes(self._view[start : start + count])
 
+    # torch reads by it. The stub takes any buffer: so does `memoryview` below.
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         target = memoryview(buffer).cast("B")
         start = self._position

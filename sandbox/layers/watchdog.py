@@ -122,7 +122,7 @@ class Watchdog:
                 self.exceeded = True
                 try:
                     self._on_exceeded(measured)
-                except Exception:
+                except Exception:  # in a thread of its own: nobody else would hear of it
                     _LOG.exception("the watchdog could not end worker %d", self._pid)
                 return
 

@@ -8,7 +8,7 @@ Both begin with a pickle; the first value of a legacy file is torch's magic numb
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.storage import TypedStorage
@@ -121,7 +121,7 @@ class _Storages:
     def measure(self, saved_id: object) -> object:
         """The first time: note the size, and give zeros that take no memory."""
         if _is_module(saved_id):
-            return saved_id[1]  # type: ignore[index]
+            return saved_id[1]
         wanted = storage_id(saved_id)
         if wanted.nbytes > self._source.size:
             raise Damaged(
@@ -168,7 +168,7 @@ class _Storages:
     def find(self, saved_id: object) -> object:
         """The second time: the storage, or the view of one."""
         if _is_module(saved_id):
-            return saved_id[1]  # type: ignore[index]
+            return saved_id[1]
         wanted = storage_id(saved_id)
         root = self._roots.get(wanted.key)
         if root is None:
@@ -200,7 +200,7 @@ class _Storages:
         return self._made[name]
 
 
-def _is_module(saved_id: object) -> bool:
+def _is_module(saved_id: object) -> TypeGuard[tuple[Any, ...]]:
     """A class that was saved with its source: ("module", class, file, source)."""
     return (
         type(saved_id) is tuple

@@ -47,7 +47,7 @@ class Members:
             zlib.error,
             EOFError,
             RuntimeError,
-            NotImplementedError,
+            NotImplementedError,  # zipfile's, for a compression that it does not know
         ) as error:
             raise Damaged(f"{name!r} cannot be unpacked: {first_line(error)}") from None
         if len(data) != info.file_size:

@@ -49,6 +49,8 @@ def build_dtype(dtype: np.dtype[Any], state: object) -> None:
     else:
         want(dtype.kind == "V" and len(state) == 8 and not flags & _POINTERS)
         _check_record(subarray, names, fields, itemsize)
+    # __setstate__ is what numpy's own pickles call; its stubs have none for a dtype, and another
+    # shape for an array.
     dtype.__setstate__((version, order, subarray, names, fields, itemsize, alignment, flags, *rest))  # type: ignore[attr-defined]
 
 

@@ -37,7 +37,7 @@ def _certain(maker: Maker) -> Maker:
     def certain(owner: Owner, args: Args) -> object:
         try:
             return maker(owner, args)
-        except Exception:
+        except Exception:  # the machine meets it too, and says what it is
             raise Unusual from None
 
     return certain
