@@ -128,6 +128,22 @@ def test_without_descriptors_a_run_fails_and_the_next_is_well(fresh):
     assert fresh.run(ECHO, b"well").data == b"well"
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="RLIMIT_NPROC does not hold root")
+def test_a_refused_fork_is_an_error_and_the_next_is_well(fresh):
+    """Line 36: EAGAIN in the zygote, which goes on."""
+    fresh.run(ECHO, b"")
+    zygote = fresh._zygote.pid
+    limits = resource.prlimit(zygote, resource.RLIMIT_NPROC)
+    resource.prlimit(zygote, resource.RLIMIT_NPROC, (1, limits[1]))
+    try:
+        with pytest.raises(SandboxError, match="refused to fork"):
+            [fresh.run(ECHO, b"") for _ in range(3)]  # the spare, which is there, first
+    finally:
+        resource.prlimit(zygote, resource.RLIMIT_NPROC, limits)
+    assert fresh.run(ECHO, b"well").data == b"well"
+    assert fresh._zygote.pid == zygote
+
+
 def test_a_spare_whose_group_vanished_is_replaced(fresh):
     """Line 36: somebody has killed the spare and removed its control group."""
     before = set(outside.cgroups())
