@@ -3,10 +3,11 @@ on.
 
 A snapshot is a sealed memfd, so that neither the worker nor anybody else can change the bytes after
 the copy. With `mmap=True` the source is the file itself, as with torch.load(mmap=True): whoever can
-write the file can change the tensors. A large file in the format from before torch 1.6 is lent to
-the worker too: its tensors are copied in any case, as they do not lie there aligned.
+write the file can change the tensors.
 
-A file is lent through a read-only mount, or not at all.
+A large file is lent to the worker too, which reads it while its snapshot is taken. Of one in the
+format from before torch 1.6 none is: its tensors are copied by the worker in any case, as they do
+not lie there aligned. A file is lent through a read-only mount, or not at all.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, Union
 
-import psutil
-
 from sandbox import create_memfd, printable, seal
 
+from . import snapshot
 from .errors import CheckpointError, IntegrityError, LimitError
 from .manifest import LEGACY_MAGIC
 
@@ -35,19 +35,26 @@ Reopen = Callable[[int], int]
 SourceLike = Union[str, "os.PathLike[str]", BinaryIO, bytes, bytearray, memoryview]
 
 _CHUNK = 1 << 24
-_SENDFILE_MAX = 0x7FFFF000  # what one sendfile(2) moves at most
-_LENT_FROM = 16 << 20  # bytes: below this a copy costs less than to open the file again
+_LENT_FROM = 8 << 20  # bytes: below this a copy costs less than to open the file again
 
 
 class Source:
     """The bytes of one checkpoint: `fd`, `size` in bytes, and a printable `name` for messages.
 
-    `held`: may the result lie on these bytes? `warning`: what the report should say, or "". Use as
+    `held`: may the result lie on these bytes? `warning`: what the report should say, or "".
+    `copying`: their snapshot, while it is being taken; see `settle`; `copied`: there is one. Use as
     a context manager: leaving it closes the descriptor. Mappings that were made of it live on.
     """
 
     def __init__(
-        self, fd: int, size: int, name: str, *, held: bool = True, warning: str = ""
+        self,
+        fd: int,
+        size: int,
+        name: str,
+        *,
+        held: bool = True,
+        warning: str = "",
+        copying: snapshot.Copying | None = None,
     ) -> None:
         self.fd = fd
         self.size = size
@@ -55,6 +62,8 @@ class Source:
         self.held = held
         self.warning = warning
         self.digest: Digest | None = None
+        self.copied = copying is not None
+        self._copying = copying
 
     def __enter__(self) -> Source:
         return self
@@ -62,7 +71,23 @@ class Source:
     def __exit__(self, *exc: object) -> None:
         if self.digest is not None:
             self.digest.cancel()
+        if self._copying is not None:
+            self._copying.cancel()
         os.close(self.fd)
+
+    def settle(self) -> bool:
+        """Wait for the snapshot: from here it is the source.
+
+        False: the file changed meanwhile, and what was read of it counts for nothing. Raises
+        OSError where the file could not be read.
+        """
+        if self._copying is None:
+            return True
+        memfd, size, same = self._copying.finish()
+        self._copying = None
+        os.close(self.fd)
+        self.fd, self.size = memfd, size
+        return same
 
     def start_digest(self) -> Digest:
         """Begin the sha256 of the bytes in another thread."""
@@ -161,22 +186,27 @@ def _from_path(
         size = os.fstat(fd).st_size
         _check_size(size, max_source, name)
         warning = ""
-        if reopen is not None and (mmap or _gains_by_lending(fd, size)):
+        if reopen is not None and (mmap or size >= _LENT_FROM):
             try:
-                return Source(reopen(fd), size, name, held=mmap)
+                return _lent(reopen(fd), size, name, mmap=mmap)
             except OSError as error:
                 warning = (
                     f"mmap=True was not possible, a snapshot was made: {error}" if mmap else ""
                 )
-        snapshot = _snapshot(fd, 0, size, name)
-        snapshot.warning = warning
-        return snapshot
+        return Source(*snapshot.take(fd, 0, size, name), name, warning=warning)
     finally:
         os.close(fd)
 
 
-def _gains_by_lending(fd: int, size: int) -> bool:
-    return size >= _LENT_FROM and os.pread(fd, len(LEGACY_MAGIC), 0) == LEGACY_MAGIC
+def _lent(fd: int, size: int, name: str, *, mmap: bool) -> Source:
+    """`fd` is the file, opened again."""
+    try:
+        if mmap or os.pread(fd, len(LEGACY_MAGIC), 0) == LEGACY_MAGIC:
+            return Source(fd, size, name, held=mmap)
+        return Source(fd, size, name, copying=snapshot.Copying(fd, size, name))
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _from_buffer(view: memoryview, max_source: int) -> Source:
@@ -198,9 +228,9 @@ def _from_file(f: Any, max_source: int) -> Source:
     if region is not None:
         fd, offset, size = region
         _check_size(size, max_source, name)
-        source = _snapshot(fd, offset, size, name)
+        memfd, size = snapshot.take(fd, offset, size, name)
         f.seek(0, io.SEEK_END)  # the bytes count as read
-        return source
+        return Source(memfd, size, name)
     memfd = create_memfd("isoload-source")
     try:
         size = 0
@@ -232,33 +262,6 @@ def _region(f: Any) -> tuple[int, int, int] | None:
     return fd, offset, max(0, os.fstat(fd).st_size - offset)
 
 
-def _snapshot(fd: int, offset: int, size: int, name: str) -> Source:
-    """Copy `size` bytes from `offset` into a sealed memfd, inside the kernel."""
-    available = psutil.virtual_memory().available
-    if size > available:
-        raise LimitError(
-            f"{name}: a snapshot takes {size} bytes of memory and the host has {available} left; "
-            "load it with mmap=True, which needs none",
-            "memory",
-            available,
-        )
-    memfd = create_memfd("isoload-source")
-    try:
-        done = 0
-        while done < size:
-            count = os.sendfile(memfd, fd, offset + done, min(size - done, _SENDFILE_MAX))
-            if not count:  # the file became shorter: what was read is what there is
-                break
-            done += count
-        if not done:
-            raise CheckpointError(f"{name}: is empty")
-        seal(memfd)
-    except BaseException:
-        os.close(memfd)
-        raise
-    return Source(memfd, done, name)
-
-
 def _check_size(size: int, max_source: int, name: str) -> None:
     if not size:
         raise CheckpointError(f"{name}: is empty")
@@ -274,4 +277,4 @@ def _check_size(size: int, max_source: int, name: str) -> None:
 def _write_all(fd: int, view: memoryview) -> None:
     done = 0
     while done < view.nbytes:
-        done += os.write(fd, view[done : done + _SENDFILE_MAX])
+        done += os.write(fd, view[done:])

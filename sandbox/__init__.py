@@ -30,7 +30,7 @@ from sandbox.limits import Limits
 from sandbox.memfd import check_segment, create_memfd, map_segment, seal
 from sandbox.probe import probe
 from sandbox.reply import Reply, Usage
-from sandbox.sandbox import Sandbox
+from sandbox.sandbox import Reservation, Sandbox
 
 __all__ = [
     "DEFAULT_REQUIRED",
@@ -42,6 +42,7 @@ __all__ = [
     "LimitError",
     "Limits",
     "Reply",
+    "Reservation",
     "Sandbox",
     "SandboxError",
     "State",

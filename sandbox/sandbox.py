@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 
 from sandbox import channel, forks
@@ -33,6 +33,21 @@ _LOG = logging.getLogger("sandbox")
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _SPAWN_SECONDS = 30.0  # for a worker that nobody is waiting for yet
 _CLOSE_SECONDS = 5.0
+
+
+class Reservation:
+    """A worker in the making, for the next `Sandbox.run` that is given this. Perhaps none."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def take(self) -> Worker | None:
+        """The worker, once; its slot comes with it."""
+        worker, self._worker = self._worker, None
+        return worker
+
+    def put(self, worker: Worker) -> None:
+        self._worker = worker
 
 
 class Sandbox:
@@ -92,6 +107,33 @@ class Sandbox:
         self._zygote_for_use()
         self._fill()
 
+    @contextlib.contextmanager
+    def reserve(self) -> Iterator[Reservation]:
+        """Have a worker begun, where no spare waits, for a `run` within this block.
+
+        Nothing is waited for, so that what the caller does before that `run` is done meanwhile;
+        and nothing is raised: what was in the way, `run` meets again, and says.
+        """
+        reservation = Reservation()
+        if not self._idle and self._slots.acquire(blocking=False):
+            begun: Worker | None = None
+            try:
+                zygote = self._zygote_for_use()
+                if zygote.served:
+                    begun = self._order(zygote)
+                    reservation.put(begun)
+            except (ZygoteGone, SandboxError, OSError) as error:
+                _LOG.debug("no worker ahead of its run: %s", error)
+            finally:
+                if begun is None:
+                    self._slots.release()
+        try:
+            yield reservation
+        finally:
+            unused = reservation.take()
+            if unused is not None:
+                self._retire(unused, self._slots.release)
+
     def run(
         self,
         entry: str,
@@ -100,11 +142,13 @@ class Sandbox:
         limits: Limits | None = None,
         *,
         require: Collection[str] = DEFAULT_REQUIRED,
+        reserved: Reservation | None = None,
     ) -> Reply:
         """Call `entry` ("package.module:function") in a fresh worker and return its reply.
 
         The function takes (request: bytes, fds: list[int]) and returns (bytes, list of fds).
-        `limits.wall` counts from here once the zygote serves. Raises IsolationError, before the
+        `reserved`: see `reserve`. `limits.wall` counts from here once the zygote serves. Raises
+        IsolationError, before the
         worker has seen anything, where a layer in `require` cannot be had; LimitError; WorkerError
         where the function raises, dies or breaks the protocol; ClosedError.
         """
@@ -116,11 +160,12 @@ class Sandbox:
         resolved = (limits or Limits()).resolved(size)
         self._serving()
         deadline = time.monotonic() + resolved.wall
-        if not self._slots.acquire(timeout=resolved.wall):
+        begun = reserved.take() if reserved is not None else None
+        if begun is None and not self._slots.acquire(timeout=resolved.wall):
             raise LimitError("wall", resolved.wall, "no worker became free")
         worker: Worker | None = None
         try:
-            worker = self._take(deadline, resolved.wall)
+            worker = self._take(deadline, resolved.wall, begun)
             missing = worker.isolation.missing(required)
             if missing:
                 raise IsolationError(missing)
@@ -227,29 +272,37 @@ class Sandbox:
 
     # Workers
 
-    def _take(self, deadline: float, allowed: float) -> Worker:
+    def _take(self, deadline: float, allowed: float, begun: Worker | None = None) -> Worker:
+        """A confined worker: the one that was begun, or a spare, or a new one."""
         while True:
             with self._lock:
-                worker = self._idle.popleft() if self._idle else None
+                worker = self._idle.popleft() if self._idle and begun is None else None
             if worker is None:
-                return self._spawn(deadline, allowed)
+                return self._spawn(deadline, allowed, begun)
             if not worker.dead():
                 return worker
             self._retire(worker, lambda: None)
 
-    def _spawn(self, deadline: float, allowed: float, *, spare: bool = False) -> Worker:
+    def _order(self, zygote: Zygote, *, spare: bool = False) -> Worker:
+        worker = Worker(zygote, self._disabled, spare=spare)
+        with self._lock:
+            self._workers.add(worker)
+        return worker
+
+    def _spawn(
+        self, deadline: float, allowed: float, worker: Worker | None = None, *, spare: bool = False
+    ) -> Worker:
+        """A new worker, or the one that was begun, once it is confined."""
         for _ in range(2):
-            worker: Worker | None = None
-            zygote = self._serving()
             try:
-                worker = Worker(zygote, self._disabled, spare=spare)
-                with self._lock:
-                    self._workers.add(worker)
+                zygote = self._serving()
+                worker = worker or self._order(zygote, spare=spare)
                 worker.confined(deadline)
                 self._isolation = worker.isolation
                 return worker
             except ZygoteGone:
                 self._retire(worker, lambda: None)
+                worker = None
                 zygote.await_end()
             except TimeoutError:
                 self._retire(worker, lambda: None)

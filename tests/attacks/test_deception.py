@@ -231,11 +231,15 @@ def test_forged_weights_are_not_detected_but_a_changed_file_is(taken_over, loade
         )
 
 
-@pytest.mark.parametrize("mmap", [False, True])
-def test_the_file_is_as_it_was(taken_over, attack, tmp_path, mmap):
+@pytest.mark.parametrize(
+    ("mmap", "padding"),
+    [(False, 0), (True, 0), (False, 16 << 20)],
+    ids=["snapshot", "mmap", "lent while its snapshot is taken"],
+)
+def test_the_file_is_as_it_was(taken_over, attack, tmp_path, mmap, padding):
     """Line 15: its bytes, size, mode, owner, times, attributes; the caller's position and flags."""
     file = tmp_path / "model.pt"
-    file.write_bytes(calling("shared:spoil"))
+    file.write_bytes(calling("shared:spoil", bytes(padding)))
     os.chmod(file, 0o640)
     before = _facts(file)
     with file.open("rb") as opened:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 import isoload
+import sandbox
+from isoload.snapshot import Copying
 
 pytestmark = pytest.mark.isolation
 
@@ -299,3 +302,73 @@ def test_a_file_that_cannot_be_mapped_read_only_is_copied_and_the_report_says_so
         loaded = loader.open(f"/proc/self/fd/{file.fileno()}", "cpu", mmap=True)
     assert [line for line in loaded.report.warnings if "a snapshot was made" in line]
     assert loaded.object.keys() == state_dict().keys()
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A file whose snapshot is taken while the worker reads the file itself."""
+    path = tmp_path / "large.pt"
+    torch.save({f"t{i}": torch.full((1 << 20,), float(i)) for i in range(5)}, path)
+    return path
+
+
+def assert_large(result):
+    for i in range(5):
+        assert torch.equal(result[f"t{i}"], torch.full((1 << 20,), float(i)))
+
+
+def test_a_large_file_is_read_while_its_snapshot_is_taken(loader, large):
+    loaded = loader.open(large, "cpu")
+    assert "snapshot" in loaded.report.timings
+    large.write_bytes(b"\xff" * large.stat().st_size)
+    assert_large(loaded.object)
+
+
+@pytest.mark.parametrize("end", ["replied", "died"])
+def test_what_was_read_of_a_file_that_changed_counts_for_nothing(loader, large, monkeypatch, end):
+    """It changes after its snapshot was taken and before the worker is done: the worker's word is
+    of other bytes. Another one reads the snapshot."""
+    run, replies = loader._sandbox.run, []
+
+    def changing(*args, **named):
+        copying = not replies
+        reply = run(*args, **named)
+        replies.append(reply)
+        if copying:
+            with large.open("r+b") as file:
+                file.write(b"PK")
+            if end == "died":
+                raise sandbox.WorkerError("the worker was ended by SIGBUS", signal.SIGBUS)
+        return reply
+
+    monkeypatch.setattr(loader._sandbox, "run", changing)
+    result = loader.load(large, "cpu")
+    assert len(replies) == 2
+    assert_large(result)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(loader, large, monkeypatch):
+    """Its worker may have been ended by SIGBUS: what is said is what the snapshot says."""
+    run = loader._sandbox.run
+
+    def truncating(*args, **named):
+        os.truncate(large, 1 << 20)
+        return run(*args, **named)
+
+    monkeypatch.setattr(Copying, "_run", lambda copying: None)
+    monkeypatch.setattr(loader._sandbox, "run", truncating)
+    with pytest.raises(isoload.CheckpointError):
+        loader.load(large, "cpu")
+
+
+@pytest.mark.parametrize("broken", [b"\x80\x02.", b"PK\3\4"])
+def test_a_failed_load_of_a_large_file_leaves_no_descriptor_or_thread(loader, tmp_path, broken):
+    path = tmp_path / "broken.pt"
+    path.write_bytes(broken + bytes(16 << 20))
+    loader.load(save(state_dict()), "cpu")
+    before = settled(lambda: len(os.listdir("/proc/self/fd")))
+    for _ in range(3):
+        with pytest.raises(isoload.IsoloadError):
+            loader.load(path, "cpu")
+    assert settled(lambda: len(os.listdir("/proc/self/fd"))) == before
+    assert not [thread for thread in threading.enumerate() if thread.name == "isoload-copy"]

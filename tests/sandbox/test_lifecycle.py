@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -125,6 +126,66 @@ def test_spares_are_kept_to_their_number(isolated: Sandbox) -> None:
             assert len(box._idle) == 2
             box.run(ECHO, b"x")
         assert len(box._idle) <= 2
+
+
+def test_a_reserved_worker_serves_the_run_that_it_was_reserved_for(isolated: Sandbox) -> None:
+    with Sandbox(preload=[ENTRIES], max_workers=1) as box:
+        box.run(ECHO, b"x")
+        with box.reserve() as reserved:
+            (worker,) = wait_for(lambda: [*box._workers])
+            assert box.run(ECHO, b"once", reserved=reserved).data == b"once"
+            assert box.run(ECHO, b"twice", reserved=reserved).data == b"twice"
+            assert worker not in box._workers
+
+
+def test_a_reserved_worker_that_nobody_used_is_gone(isolated: Sandbox) -> None:
+    with Sandbox(preload=[ENTRIES], max_workers=1) as box:
+        box.run(ECHO, b"x")
+        before = Traces()
+        with pytest.raises(ZeroDivisionError), box.reserve():
+            raise ZeroDivisionError
+        Traces.wait_until(before)
+        assert box.run(ECHO, b"again").data == b"again"
+
+
+def test_nothing_is_reserved_where_a_spare_waits_or_no_worker_is_free(isolated: Sandbox) -> None:
+    with Sandbox(preload=[ENTRIES], spares=1, max_workers=1) as box:
+        box.run(ECHO, b"x")
+        wait_for(lambda: box._idle)
+        with box.reserve() as reserved:
+            assert reserved.take() is None
+    with Sandbox(preload=[ENTRIES], max_workers=1) as box:
+        box.run(ECHO, b"x")
+        with box.reserve(), box.reserve() as reserved:
+            assert reserved.take() is None
+
+
+def test_a_reserved_worker_whose_zygote_dies_serves_or_is_replaced(isolated: Sandbox) -> None:
+    with Sandbox(preload=[ENTRIES]) as box:
+        box.run(ECHO, b"x")
+        for pause in (0.0, 0.5):
+            with box.reserve() as reserved:
+                time.sleep(pause)
+                zygote_of(box).kill()
+                assert box.run(ECHO, b"y", reserved=reserved).data == b"y"
+
+
+def test_a_closed_sandbox_reserves_nothing_and_its_run_says_so(isolated: Sandbox) -> None:
+    box = Sandbox(preload=[ENTRIES])
+    box.run(ECHO, b"x")
+    with box.reserve() as reserved:
+        box.close()
+        with pytest.raises(ClosedError):
+            box.run(ECHO, b"x", reserved=reserved)
+    with box.reserve() as reserved, pytest.raises(ClosedError):
+        box.run(ECHO, b"x", reserved=reserved)
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 10
+    while not found() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found()
 
 
 def test_a_spare_that_died_is_replaced(isolated: Sandbox) -> None:

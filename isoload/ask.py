@@ -1,0 +1,169 @@
+"""Ask a fresh worker what a source holds.
+
+The worker is hostile from the moment it opens the file: its answer is bytes to decode, and its
+failure is words to make printable.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+import sandbox
+from sandbox import Limits, Reply, Reservation, Sandbox, printable
+
+from . import manifest as m
+from . import wire
+from .errors import (
+    CheckpointError,
+    IsolationError,
+    IsoloadError,
+    LimitError,
+    RefusedError,
+    WorkerError,
+)
+from .policy import Policy
+from .report import Report, make_report
+from .source import Source
+
+_ENTRY = "isoload.worker.main:main"
+_MAX_MESSAGE = 2000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker replied, decoded and not yet checked. `timings`: seconds by stage."""
+
+    source: Source
+    reply: Reply
+    message: m.Loaded | m.Failed
+    timings: dict[str, float]
+
+    @property
+    def graph(self) -> m.Graph:
+        assert isinstance(self.message, m.Loaded)  # `ask` has raised the other
+        return self.message.graph
+
+    def report(self, timings: dict[str, float], sha256: str | None) -> Report:
+        """The report of it. `timings`: of the stages before and after."""
+        return make_report(
+            self.message.reading,
+            source=self.source.name,
+            size=self.source.size,
+            graph=self.message.graph if isinstance(self.message, m.Loaded) else None,
+            sha256=sha256.lower() if sha256 else None,
+            layers=self.reply.isolation,
+            usage=self.reply.usage,
+            timings=timings,
+        )
+
+
+@contextmanager
+def ask(
+    box: Sandbox,
+    source: Source,
+    policy: Policy,
+    limits: Limits,
+    safe_globals: Iterable[str],
+    reserved: Reservation,
+    *,
+    tensors: bool,
+) -> Iterator[Answer]:
+    """Have a fresh worker open the source. The reply's descriptors are closed afterwards."""
+    request = m.Request(
+        fallback=policy.fallback,
+        tensors=tensors,
+        max_output=limits.output or 0,
+        held=source.held,
+        safe_globals=[*safe_globals],
+    )
+    body = msgspec.msgpack.encode(request)
+    timings: dict[str, float] = {}
+    fds: list[int] = []
+
+    def run(reserved: Reservation | None = None) -> Reply:
+        started = time.perf_counter()
+        try:
+            with translated(source.name):
+                reply = box.run(
+                    _ENTRY, body, [source.fd], limits, require=policy.require, reserved=reserved
+                )
+        finally:
+            timings["worker"] = time.perf_counter() - started
+        fds.extend(reply.fds)
+        return reply
+
+    try:
+        outcome: Reply | LimitError | WorkerError
+        try:
+            outcome = run(reserved)
+        except (LimitError, WorkerError) as error:
+            outcome = error
+        started = time.perf_counter()
+        if not source.settle():  # it read what is not there any more
+            outcome = run()
+        elif source.copied:
+            timings["snapshot"] = time.perf_counter() - started
+        if not isinstance(outcome, Reply):
+            raise outcome
+        with blame_worker(source.name):
+            message = wire.decode_reply(outcome.data)
+        if source.warning:
+            message.reading.warnings.append(source.warning)
+        answer = Answer(source, outcome, message, timings)
+        if isinstance(message, m.Failed):
+            raise _failure(message, answer)
+        yield answer
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _failure(message: m.Failed, answer: Answer) -> Exception:
+    name = answer.source.name
+    text = f"{name}: {printable(message.message, _MAX_MESSAGE)}"
+    kind, _, limit = message.kind.partition(":")
+    if kind == "refused":
+        return RefusedError(text, answer.report({}, None))
+    if kind == "limit":
+        return LimitError(text, printable(limit, 40))
+    if kind in ("damaged", "unsupported"):
+        return CheckpointError(text)
+    return WorkerError(f"{name}: the worker sent a failure of an unknown kind")
+
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """The sandbox's errors, as isoload's, with the file's name."""
+    try:
+        yield
+    except sandbox.IsolationError as error:
+        raise IsolationError(f"{name}: was not opened: {error}", error.missing) from error
+    except sandbox.LimitError as error:
+        raise LimitError(f"{name}: {error}", error.limit, error.allowed) from error
+    except sandbox.WorkerError as error:
+        raise WorkerError(f"{name}: {error}", error.signal, error.detail) from error
+    except sandbox.ClosedError as error:
+        raise IsoloadError(f"{name}: was not loaded: this Loader is closed") from error
+    except sandbox.SandboxError as error:
+        raise WorkerError(f"{name}: no worker could be started: {error}") from error
+
+
+@contextmanager
+def blame_worker(name: str) -> Iterator[None]:
+    """What does not decode or check is the worker's doing: it broke the protocol."""
+    try:
+        yield
+    except m.ManifestError as error:
+        detail = printable(str(error), _MAX_MESSAGE)
+        raise WorkerError(
+            f"{name}: the worker broke the protocol ({detail}): treat the file as hostile",
+            detail=detail,
+        ) from error
+    except sandbox.WorkerError as error:
+        raise WorkerError(f"{name}: {error}", error.signal, error.detail) from error
