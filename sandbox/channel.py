@@ -24,6 +24,7 @@ REQUEST = 2
 REPLY = 3
 FAILED = 4  # the entry raised: "limit" or "" and a NUL, then words for people
 REFUSED = 5  # not even called
+JOIN = 6  # to a worker, before all else: the cgroup.procs files that it is to join by
 
 _HEADER = struct.Struct("<QB")
 _CHUNK = 1 << 18

@@ -23,7 +23,7 @@ from sandbox import channel, forks
 from sandbox.errors import ClosedError, IsolationError, LimitError, SandboxError, WorkerError
 from sandbox.housekeeping import Housekeeper
 from sandbox.isolation import DEFAULT_REQUIRED, Isolation, Layer, State, check_required
-from sandbox.limits import Limits
+from sandbox.limits import Limits, ResolvedLimits
 from sandbox.processes import Zygote, ZygoteGone
 from sandbox.reopen import reopen
 from sandbox.reply import Reply
@@ -165,7 +165,7 @@ class Sandbox:
             raise LimitError("wall", resolved.wall, "no worker became free")
         worker: Worker | None = None
         try:
-            worker = self._take(deadline, resolved.wall, begun)
+            worker = self._take(deadline, resolved, begun)
             missing = worker.isolation.missing(required)
             if missing:
                 raise IsolationError(missing)
@@ -204,7 +204,7 @@ class Sandbox:
         """What a worker of this sandbox got. Spawns one where none has been."""
         if self._isolation is None:
             self._serving()
-            worker = self._take(time.monotonic() + _SPAWN_SECONDS, _SPAWN_SECONDS)
+            worker = self._take(time.monotonic() + _SPAWN_SECONDS)
             self._retire(worker, lambda: None)
             self._fill()
             return worker.isolation
@@ -272,13 +272,15 @@ class Sandbox:
 
     # Workers
 
-    def _take(self, deadline: float, allowed: float, begun: Worker | None = None) -> Worker:
+    def _take(
+        self, deadline: float, limits: ResolvedLimits | None = None, begun: Worker | None = None
+    ) -> Worker:
         """A confined worker: the one that was begun, or a spare, or a new one."""
         while True:
             with self._lock:
                 worker = self._idle.popleft() if self._idle and begun is None else None
             if worker is None:
-                return self._spawn(deadline, allowed, begun)
+                return self._spawn(deadline, limits, begun)
             if not worker.dead():
                 return worker
             self._retire(worker, lambda: None)
@@ -290,14 +292,19 @@ class Sandbox:
         return worker
 
     def _spawn(
-        self, deadline: float, allowed: float, worker: Worker | None = None, *, spare: bool = False
+        self,
+        deadline: float,
+        limits: ResolvedLimits | None = None,
+        worker: Worker | None = None,
+        *,
+        spare: bool = False,
     ) -> Worker:
-        """A new worker, or the one that was begun, once it is confined."""
+        """A new worker, or the one that was begun, once it is confined. `limits`: of its run."""
         for _ in range(2):
             try:
                 zygote = self._serving()
                 worker = worker or self._order(zygote, spare=spare)
-                worker.confined(deadline)
+                worker.confined(deadline, limits)
                 self._isolation = worker.isolation
                 return worker
             except ZygoteGone:
@@ -306,6 +313,7 @@ class Sandbox:
                 zygote.await_end()
             except TimeoutError:
                 self._retire(worker, lambda: None)
+                allowed = limits.wall if limits is not None else _SPAWN_SECONDS
                 raise LimitError("wall", allowed, "no worker was confined in time") from None
             except BaseException:
                 self._retire(worker, lambda: None)
@@ -343,7 +351,7 @@ class Sandbox:
         try:
             while len(self._idle) < self._spares and not self._closed:
                 deadline = time.monotonic() + _SPAWN_SECONDS
-                worker = self._spawn(deadline, _SPAWN_SECONDS, spare=True)
+                worker = self._spawn(deadline, spare=True)
                 with self._lock:
                     if not self._closed:
                         self._idle.append(worker)

@@ -38,12 +38,15 @@ def main(place: Place) -> NoReturn:
     """In the zygote's child. Never returns, whatever happens."""
     try:
         # Not only as a layer, which a caller may give up: among them is the zygote's control.
-        kernel.close_all_but({0, 1, 2, place.plan.proc, place.channel, *place.join})
+        kernel.close_all_but({0, 1, 2, place.plan.proc, place.channel})
+        sock = _channel(place)
+        _, _, place.join = channel.receive(sock)
+        sock.detach()
         confine.confine(place)
         if not place.jail:
             imports.rename({inside: outside for outside, inside in renamed.items()})
         random.seed()  # or every worker would draw the zygote's numbers
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=place.channel)
+        sock = _channel(place)
         channel.send(sock, channel.READY, place.record.encode())
         if place.spare:
             for rehearse in rehearsal:
@@ -53,6 +56,10 @@ def main(place: Place) -> NoReturn:
             signal.pause()
     finally:
         os._exit(1)
+
+
+def _channel(place: Place) -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=place.channel)
 
 
 def _serve(sock: socket.socket, place: Place) -> None:
@@ -67,6 +74,7 @@ def _serve(sock: socket.socket, place: Place) -> None:
     except (ImportError, AttributeError, OSError) as error:
         channel.send(sock, channel.REFUSED, _words(error))
         return
+    gc.freeze()  # what is here already outlives the entry: not to be walked
     gc.enable()
     try:
         reply, returned = entry(request, fds)

@@ -35,6 +35,7 @@ _BURY_SECONDS = 5.0
 _CPU_SHARE = 0.5  # RLIMIT_CPU counts whole ticks; on a busy host the exact figure is far lower
 _DYING_SECONDS = 0.5  # between a dying worker's end of file and the zygote's report
 _FAILURE_BYTES = 16384
+_JOIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,25 @@ class _End:
         return os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else None
 
 
-def _make_group(disabled: frozenset[str]) -> Group | Layer:
+def _no_group(cause: str, remedy: str) -> Layer:
+    return Layer("cgroup", State.UNAVAILABLE, "", cause, remedy)
+
+
+def _plan_group(disabled: frozenset[str]) -> Group | Layer:
     """A group for the next worker, or the layer that says why there is none."""
     if "cgroup" in disabled:
-        return Layer("cgroup", State.UNAVAILABLE, "", *explain("cgroup", "disabled", 0))
+        return _no_group(*explain("cgroup", "disabled", 0))
     try:
-        return Group.create(Limits().resolved())
+        return Group.plan()
     except CgroupUnavailable as error:
-        return Layer("cgroup", State.UNAVAILABLE, "", error.cause, error.remedy)
+        return _no_group(error.cause, error.remedy)
 
 
 class Worker:
     """One confined worker, from its spawning to its burial."""
 
     isolation: Isolation  # set by `confined`
-    _limits: ResolvedLimits  # set by `run`
+    _limits: ResolvedLimits  # those of its group; `run` has it serve under them
     _began: float
 
     def __init__(self, zygote: Zygote, disabled: frozenset[str], *, spare: bool) -> None:
@@ -77,16 +82,18 @@ class Worker:
         self._pidfd = -1
         self._end: _End | None = None
         self._watchdog: watchdog.Watchdog | None = None
+        self._limits = Limits().resolved()
         with forks.creating:  # a fork in here would keep both ends of each pair
             forks.register(self)
-            group = _make_group(disabled)
+            group = _plan_group(disabled)
             self._group = group if isinstance(group, Group) else None
-            self._cgroup = group.layer if isinstance(group, Group) else group
             self._sock, sock = socket.socketpair()
             self._lifeline, lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._sock.setblocking(False)
             try:
                 self._order(zygote, sock, lifeline)
+                self._cgroup = group if isinstance(group, Layer) else self._make(group)
+                self._join()
             except BaseException:
                 if self._group is not None:
                     self._group.remove()
@@ -97,29 +104,50 @@ class Worker:
                 lifeline.close()
 
     def _order(self, zygote: Zygote, sock: socket.socket, lifeline: socket.socket) -> None:
-        joins = self._group.join_fds if self._group else []
         above = self._group.dirs if self._group else []
         message = {
             "kind": "worker",
-            "joins": len(joins),
             "groups": [name for _, name in above],
             "disabled": sorted(self._disabled),
             "spare": self._spare,
         }
-        fds = [sock.fileno(), lifeline.fileno(), *joins, *(fd for fd, _ in above)]
-        zygote.order(message, fds)
+        zygote.order(message, [sock.fileno(), lifeline.fileno(), *(fd for fd, _ in above)])
+
+    def _make(self, group: Group) -> Layer:
+        """The group, while the zygote clones; the layer that it is."""
+        try:
+            self._group = group.make(self._limits)
+        except CgroupUnavailable as error:
+            self._group = None
+            return _no_group(error.cause, error.remedy)
+        return self._group.layer
+
+    def _join(self) -> None:
+        """Let the worker go on, in its group."""
+        fds = self._group.join_fds if self._group is not None else []
+        until = channel.Wait(self._sock, time.monotonic() + _JOIN_SECONDS)
+        with contextlib.suppress(OSError):  # it was never cloned, or is dead: `confined` tells
+            channel.send_until(self._sock, channel.JOIN, b"", fds, until)
+
+    def _limit(self, limits: ResolvedLimits) -> None:
+        if self._group is not None and limits != self._limits:
+            self._group.apply(limits)
+        self._limits = limits
 
     @property
     def sock(self) -> socket.socket:
         """This process's end of the channel."""
         return self._sock
 
-    def confined(self, deadline: float) -> None:
-        """Wait for READY: from here `isolation` says what was had.
+    def confined(self, deadline: float, limits: ResolvedLimits | None = None) -> None:
+        """Wait for READY: from here `isolation` says what was had. `limits`: of the run to come.
 
         Raises ZygoteGone where it was never forked, WorkerError where it could not be, TimeoutError
         at the deadline.
         """
+        if limits is not None:
+            with contextlib.suppress(OSError):  # `run` meets it again, and says what it means
+                self._limit(limits)
         self._hear_zygote(deadline)
         if not self._pid:
             raise ZygoteGone("no worker was forked")
@@ -147,13 +175,11 @@ class Worker:
         until: channel.Wait,
     ) -> Reply:
         """Send the request, wait for the reply. The worker is dead, or dying, afterwards."""
-        self._limits = limits
         self._began = until.deadline - limits.wall
         head = json.dumps({"entry": entry, "limits": asdict(limits)}).encode()
         with self._watched(limits):
             try:
-                if self._group is not None:
-                    self._group.apply(limits)
+                self._limit(limits)
                 self._lifeline.send(repr(until.deadline).encode())
                 body = b"\n".join((head, request))
                 channel.send_until(self._sock, channel.REQUEST, body, fds, until)

@@ -115,8 +115,7 @@ def _prepare(order: dict[str, Any], caller: str) -> Plan:
 
 def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
     """The worker that the parent asks for; None where the kernel will not have it."""
-    own, lifeline, *others = fds
-    join, above = others[: order["joins"]], others[order["joins"] :]
+    own, lifeline, *above = fds
     disabled = frozenset(order["disabled"])
     life = socket.socket(fileno=lifeline)
     _check_single_threaded()
@@ -124,11 +123,12 @@ def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:
         pid, pidfd, born_in = _clone(plan, namespaces.at_birth(plan.caller, disabled))
     except OSError as error:
         _refuse(life, error)
-        channel.close_all([own, *others])
+        channel.close_all([own, *above])
         return None
     if pid == 0:
-        worker.main(Place(plan, Record(), disabled, own, join, order["spare"], born_in))
-    channel.close_all([own, *join])  # the worker's death is the end of its channel
+        worker.main(Place(plan, Record(), disabled, own, order["spare"], born_in))
+    os.sched_yield()  # it may wait for this CPU, and the parent for it
+    os.close(own)  # the worker's death is the end of its channel
     return Ward(pid, pidfd, life, above, order["groups"])
 
 

@@ -96,7 +96,7 @@ class Place:
     record: Record
     disabled: frozenset[str]
     channel: int  # to the parent
-    join: list[int]  # cgroup.procs files
     spare: bool  # nobody is waiting for this worker yet
     born_in: int  # the namespaces that it was cloned into, as flags of clone(2)
     jail: bool = False  # has the new root been built?
+    join: list[int] = field(default_factory=list)  # cgroup.procs files

@@ -30,7 +30,10 @@ _GONE = (errno.ENOENT, errno.ENODEV)
 
 
 class Group:
-    """One worker's group; make it with :meth:`create`, end it with :meth:`remove` and ``close``."""
+    """One worker's group: `plan` it, `make` it, and end it with `remove` and `close`.
+
+    A plan takes no time, and names the group: its worker is cloned while it is made.
+    """
 
     layer: Layer
     has_memory: bool
@@ -46,46 +49,50 @@ class Group:
         self._oom = False
         self._entered = True
         self.join_fds = []
-        self.dirs = []
-        self._name = name
+        self.dirs = [(base.fd, name) for base, _ in host.bases]
 
     @classmethod
-    def create(cls, limits: Limits) -> Group:
-        """A new group with these limits. Raises CgroupUnavailable(cause, remedy)."""
-        for attempt in (1, 2):
-            host = enter()
-            try:
-                return cls._create(host, limits)
-            except OSError as error:
-                if attempt == 1 and error.errno in _GONE:
-                    forget(host)  # the caller was moved, or another one switched controllers off
-                    continue
-                raise unavailable(error) from error
-        raise AssertionError("the second attempt returns or raises")
+    def plan(cls) -> Group:
+        """A group that is still to be made. Raises CgroupUnavailable(cause, remedy)."""
+        host = enter()
+        return cls(host, f"{PREFIX}{host.caller}-{secrets.token_hex(4)}")
 
-    @classmethod
-    def _create(cls, host: CgroupHost, limits: Limits) -> Group:
-        group = cls(host, f"{PREFIX}{host.caller}-{secrets.token_hex(4)}")
+    def make(self, limits: Limits) -> Group:
+        """Make it, with these limits. Raises CgroupUnavailable(cause, remedy).
+
+        Returns another one where the caller was moved since the place was found, or its
+        controllers were switched off: then the place is found anew."""
         try:
-            for base, controllers in host.bases:
-                os.mkdir(group._name, 0o755, dir_fd=base.fd)
-                group.dirs.append((base.fd, group._name))
-                part = Directory.open(group._name, dir_fd=base.fd)
-                group._parts.append(part)
-                group._by.update(dict.fromkeys(controllers, part))
+            return self._make(limits)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise unavailable(error) from error
+        forget(self._host)
+        try:
+            return self.plan()._make(limits)
+        except OSError as error:
+            raise unavailable(error) from error
+
+    def _make(self, limits: Limits) -> Group:
+        # v1: a worker joins while it has one thread. To move a thread takes 0.06 ms; to move a
+        # process, a grace period of the kernel: 9 to 15 ms.
+        joins = "tasks" if self._host.version == 1 else "cgroup.procs"
+        try:
+            for (above, name), (_, controllers) in zip(self.dirs, self._host.bases, strict=True):
+                os.mkdir(name, 0o755, dir_fd=above)
+                part = Directory.open(name, dir_fd=above)
+                self._parts.append(part)
+                self._by.update(dict.fromkeys(controllers, part))
                 flags = os.O_WRONLY | os.O_CLOEXEC
-                # v1: a worker joins while it has one thread. To move a thread takes 0.06 ms; to
-                # move a process, a grace period of the kernel: 9 to 15 ms.
-                joins = "tasks" if host.version == 1 else "cgroup.procs"
-                group.join_fds.append(os.open(joins, flags, dir_fd=part.fd))
-            swap = group.apply(limits)
-            group.has_memory = "memory" in group._by
-            group.layer = host.layer(swap)
+                self.join_fds.append(os.open(joins, flags, dir_fd=part.fd))
+            swap = self.apply(limits)
+            self.has_memory = "memory" in self._by
+            self.layer = self._host.layer(swap)
         except BaseException:
-            group.remove()
-            group.close()
+            self.remove()
+            self.close()
             raise
-        return group
+        return self
 
     def apply(self, limits: Limits) -> bool:
         """Write the limits; a spare's group gets its request's ones so. True if swap is bounded."""

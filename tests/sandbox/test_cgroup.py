@@ -27,7 +27,7 @@ pytestmark = pytest.mark.isolation
 @pytest.fixture
 def group() -> Iterator[cgroup.Group]:
     try:
-        made = cgroup.Group.create(LIMITS)
+        made = cgroup.Group.plan().make(LIMITS)
     except cgroup.CgroupUnavailable as error:
         pytest.skip(str(error))
     if not made.has_memory:
@@ -175,7 +175,7 @@ def test_a_group_of_its_own_after_a_fork(group):
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        other = cgroup.Group.create(LIMITS)
+        other = cgroup.Group.plan().make(LIMITS)
         name = other.dirs[0][1]
         other.remove()
         other.close()
@@ -203,7 +203,7 @@ def test_what_a_killed_caller_left_is_swept(group):
 def test_no_descriptor_is_left(group):
     before = sorted(os.listdir("/proc/self/fd"))
     for _ in range(20):
-        other = cgroup.Group.create(LIMITS)
+        other = cgroup.Group.plan().make(LIMITS)
         other.remove()
         other.close()
     assert sorted(os.listdir("/proc/self/fd")) == before
@@ -213,7 +213,7 @@ def test_it_is_cheap(group):
     times = []
     for _ in range(50):
         start = time.perf_counter()
-        other = cgroup.Group.create(LIMITS)
+        other = cgroup.Group.plan().make(LIMITS)
         times.append(time.perf_counter() - start)
         other.remove()
         other.close()
@@ -227,7 +227,7 @@ import os, sys, time
 from sandbox.layers import cgroup
 from sandbox.limits import Limits
 try:
-    group = cgroup.Group.create(Limits(memory=64 << 20, processes=16))
+    group = cgroup.Group.plan().make(Limits(memory=64 << 20, processes=16))
 except cgroup.CgroupUnavailable as error:
     print("unavailable:", error.cause, flush=True)
     sys.exit()
