@@ -49,6 +49,27 @@ def _location(name: str) -> str | None:
     return spec.origin if spec.has_location else None
 
 
+def import_parts(package: str, parts: Sequence[str]) -> None:
+    """Import modules of a package without what its ``__init__`` imports beside them.
+
+    For a process that needs no more of it: the package does not have them as attributes afterwards.
+    Where a part needs the whole, none is imported: the import statement of who needs them does it
+    as usual, and says what is wrong.
+    """
+    spec = importlib.util.find_spec(package)
+    if package in sys.modules or spec is None:
+        return
+    sys.modules[package] = importlib.util.module_from_spec(spec)  # it has a path, and is not run
+    try:
+        for part in parts:
+            importlib.import_module(f"{package}.{part}")
+    except Exception:
+        for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+            del sys.modules[name]
+    finally:
+        del sys.modules[package]
+
+
 class Pinned(MetaPathFinder):
     """Finds the named top-level packages where the parent found them, and nothing else."""
 
