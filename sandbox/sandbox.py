@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 
 from sandbox import channel, forks
@@ -36,18 +36,13 @@ _CLOSE_SECONDS = 5.0
 
 
 class Reservation:
-    """A worker in the making, for the next `Sandbox.run` that is given this. Perhaps none."""
+    """One caller's place in a sandbox, from `Sandbox.reserve` on: what it uses of it, and what is
+    to be tidied up when it ends. For `Sandbox.run` to look into, and nobody else."""
 
     def __init__(self) -> None:
-        self._worker: Worker | None = None
-
-    def take(self) -> Worker | None:
-        """The worker, once; its slot comes with it."""
-        worker, self._worker = self._worker, None
-        return worker
-
-    def put(self, worker: Worker) -> None:
-        self._worker = worker
+        self.slot = False  # is one of `max_workers` taken for it?
+        self.begun: Worker | None = None
+        self.over: list[Worker] = []
 
 
 class Sandbox:
@@ -112,27 +107,21 @@ class Sandbox:
         """Have a worker begun, where no spare waits, for a `run` within this block.
 
         Nothing is waited for, so that what the caller does before that `run` is done meanwhile;
-        and nothing is raised: what was in the way, `run` meets again, and says.
+        and nothing is raised: what was in the way, `run` meets again, and says. At the end of the
+        block the worker, dead by then, is buried and the next spare is made: so what the caller
+        does after the `run` has the processor to itself.
         """
         reservation = Reservation()
-        if not self._idle and self._slots.acquire(blocking=False):
-            begun: Worker | None = None
-            try:
-                zygote = self._zygote_for_use()
-                if zygote.served:
-                    begun = self._order(zygote)
-                    reservation.put(begun)
-            except (ZygoteGone, SandboxError, OSError) as error:
-                _LOG.debug("no worker ahead of its run: %s", error)
-            finally:
-                if begun is None:
-                    self._slots.release()
         try:
+            if not self._idle and self._slots.acquire(blocking=False):
+                reservation.slot = True
+                with contextlib.suppress(ZygoteGone, SandboxError, OSError):
+                    zygote = self._zygote_for_use()
+                    if zygote.served:
+                        reservation.begun = self._order(zygote)
             yield reservation
         finally:
-            unused = reservation.take()
-            if unused is not None:
-                self._retire(unused, self._slots.release)
+            self._tidy(reservation)
 
     def run(
         self,
@@ -147,10 +136,10 @@ class Sandbox:
         """Call `entry` ("package.module:function") in a fresh worker and return its reply.
 
         The function takes (request: bytes, fds: list[int]) and returns (bytes, list of fds).
-        `reserved`: see `reserve`. `limits.wall` counts from here once the zygote serves. Raises
-        IsolationError, before the
-        worker has seen anything, where a layer in `require` cannot be had; LimitError; WorkerError
-        where the function raises, dies or breaks the protocol; ClosedError.
+        `reserved`: of a `reserve` around this call. `limits.wall` counts from here once the zygote
+        serves. Raises IsolationError, before the worker has seen anything, where a layer in
+        `require` cannot be had; LimitError; WorkerError where the function raises, dies or breaks
+        the protocol; ClosedError.
         """
         if not _NAME.fullmatch(entry):
             raise ValueError(f'entry must be "package.module:function", not {entry!r}')
@@ -160,28 +149,28 @@ class Sandbox:
         resolved = (limits or Limits()).resolved(size)
         self._serving()
         deadline = time.monotonic() + resolved.wall
-        begun = reserved.take() if reserved is not None else None
-        if begun is None and not self._slots.acquire(timeout=resolved.wall):
-            raise LimitError("wall", resolved.wall, "no worker became free")
-        worker: Worker | None = None
-        try:
-            worker = self._take(deadline, resolved, begun)
-            missing = worker.isolation.missing(required)
-            if missing:
-                raise IsolationError(missing)
+        with contextlib.nullcontext(reserved) if reserved is not None else self.reserve() as place:
+            if not place.slot:
+                place.slot = self._slots.acquire(timeout=resolved.wall)
+            if not place.slot:
+                raise LimitError("wall", resolved.wall, "no worker became free")
+            begun, place.begun = place.begun, None
+            try:
+                worker = self._take(deadline, resolved, begun)
+                place.over.append(worker)
+                missing = worker.isolation.missing(required)
+                if missing:
+                    raise IsolationError(missing)
 
-            def tick() -> None:
-                self._fill()
-                worker.check_cpu()
+                def tick() -> None:
+                    self._fill()
+                    worker.check_cpu()
 
-            until = channel.Wait(worker.sock, deadline, tick)
-            return worker.run(entry, body, fds, resolved, until)
-        except SandboxError:
-            self._raise_if_closed()
-            raise
-        finally:
-            self._retire(worker, self._slots.release)
-            self._fill()
+                until = channel.Wait(worker.sock, deadline, tick)
+                return worker.run(entry, body, fds, resolved, until)
+            except SandboxError:
+                self._raise_if_closed()
+                raise
 
     def reopen(self, fd: int) -> int:
         """The regular file of `fd`, opened again through a read-only mount: for a worker.
@@ -205,7 +194,7 @@ class Sandbox:
         if self._isolation is None:
             self._serving()
             worker = self._take(time.monotonic() + _SPAWN_SECONDS)
-            self._retire(worker, lambda: None)
+            self._retire(worker)
             self._fill()
             return worker.isolation
         return self._isolation
@@ -215,7 +204,7 @@ class Sandbox:
         with self._lock:
             self._closed = True
             while self._idle:
-                self._retire(self._idle.popleft(), lambda: None)
+                self._retire(self._idle.popleft())
             for worker in self._workers:
                 worker.kill()
             self._lock.wait_for(lambda: not self._workers, timeout=_CLOSE_SECONDS)
@@ -283,7 +272,7 @@ class Sandbox:
                 return self._spawn(deadline, limits, begun)
             if not worker.dead():
                 return worker
-            self._retire(worker, lambda: None)
+            self._retire(worker)
 
     def _order(self, zygote: Zygote, *, spare: bool = False) -> Worker:
         worker = Worker(zygote, self._disabled, spare=spare)
@@ -308,22 +297,21 @@ class Sandbox:
                 self._isolation = worker.isolation
                 return worker
             except ZygoteGone:
-                self._retire(worker, lambda: None)
+                self._retire(worker)
                 worker = None
                 zygote.await_end()
             except TimeoutError:
-                self._retire(worker, lambda: None)
+                self._retire(worker)
                 allowed = limits.wall if limits is not None else _SPAWN_SECONDS
                 raise LimitError("wall", allowed, "no worker was confined in time") from None
             except BaseException:
-                self._retire(worker, lambda: None)
+                self._retire(worker)
                 raise
         raise WorkerError("the zygote died twice while it was to fork a worker")
 
-    def _retire(self, worker: Worker | None, after: Callable[[], None]) -> None:
-        """Kill the worker now, and bury it in the background; `after` once it is gone."""
+    def _retire(self, worker: Worker | None) -> None:
+        """Kill the worker now, and bury it in the background."""
         if worker is None:
-            after()
             return
         worker.kill()
 
@@ -331,12 +319,22 @@ class Sandbox:
             try:
                 worker.bury()
             finally:
-                after()
                 with self._lock:
                     self._workers.discard(worker)
                     self._lock.notify_all()
 
         self._housekeeper.do(bury)
+
+    def _tidy(self, reservation: Reservation) -> None:
+        if reservation.begun is not None:
+            reservation.over.append(reservation.begun)
+        for worker in reservation.over:
+            self._retire(worker)
+        if reservation.slot and reservation.over:
+            self._housekeeper.do(self._slots.release)  # once they are gone
+        elif reservation.slot:
+            self._slots.release()
+        self._fill()
 
     def _fill(self) -> None:
         """Have spares made, up to their number, in the background."""
@@ -356,7 +354,7 @@ class Sandbox:
                     if not self._closed:
                         self._idle.append(worker)
                         continue
-                self._retire(worker, lambda: None)
+                self._retire(worker)
         except SandboxError as error:
             _LOG.debug("no spare worker: %s", error)  # who needs a worker gets the error raised
         finally:

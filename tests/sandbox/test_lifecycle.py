@@ -131,11 +131,14 @@ def test_spares_are_kept_to_their_number(isolated: Sandbox) -> None:
 def test_a_reserved_worker_serves_the_run_that_it_was_reserved_for(isolated: Sandbox) -> None:
     with Sandbox(preload=[ENTRIES], max_workers=1) as box:
         box.run(ECHO, b"x")
+        assert wait_for(lambda: box._slots._value)
         with box.reserve() as reserved:
-            (worker,) = wait_for(lambda: [*box._workers])
+            worker = reserved.begun
+            assert worker is not None
             assert box.run(ECHO, b"once", reserved=reserved).data == b"once"
             assert box.run(ECHO, b"twice", reserved=reserved).data == b"twice"
-            assert worker not in box._workers
+            assert reserved.over[0] is worker
+            assert len(reserved.over) == 2
 
 
 def test_a_reserved_worker_that_nobody_used_is_gone(isolated: Sandbox) -> None:
@@ -153,11 +156,11 @@ def test_nothing_is_reserved_where_a_spare_waits_or_no_worker_is_free(isolated: 
         box.run(ECHO, b"x")
         wait_for(lambda: box._idle)
         with box.reserve() as reserved:
-            assert reserved.take() is None
+            assert reserved.begun is None
     with Sandbox(preload=[ENTRIES], max_workers=1) as box:
         box.run(ECHO, b"x")
         with box.reserve(), box.reserve() as reserved:
-            assert reserved.take() is None
+            assert reserved.begun is None
 
 
 def test_a_reserved_worker_whose_zygote_dies_serves_or_is_replaced(isolated: Sandbox) -> None:
