@@ -51,7 +51,8 @@ class Sandbox:
     preload      modules that the zygote imports before it forks, by name
     warm_up      "package.module:function", called once in the zygote after the preload
     rehearsal    "package.module:function", called in each spare while it waits for its request, so
-                 that the page faults of a first run lie behind it
+                 that the page faults of a first run lie behind it. A generator: between two steps
+                 the spare looks whether its request has come
     spares       workers kept confined and waiting, for speed
     max_workers  workers that may serve at one time; default: twice the CPUs, at least four
 

@@ -12,9 +12,10 @@ import importlib
 import json
 import os
 import random
+import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from sandbox import channel, confine, imports, kernel
@@ -31,7 +32,8 @@ _LIMIT_ERRNO = {
 }
 
 renamed: dict[str, str] = {}  # path outside → path inside, as the zygote taught this interpreter
-rehearsal: list[Callable[[], object]] = []  # what a spare runs while it waits: the zygote sets it
+# What a spare does while it waits, in steps: the zygote sets it.
+rehearsal: list[Callable[[], Iterable[object]]] = []
 
 
 def main(place: Place) -> NoReturn:
@@ -49,8 +51,7 @@ def main(place: Place) -> NoReturn:
         sock = _channel(place)
         channel.send(sock, channel.READY, place.record.encode())
         if place.spare:
-            for rehearse in rehearsal:
-                rehearse()
+            _rehearse(sock)
         _serve(sock, place)
         while True:
             signal.pause()
@@ -60,6 +61,14 @@ def main(place: Place) -> NoReturn:
 
 def _channel(place: Place) -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=place.channel)
+
+
+def _rehearse(sock: socket.socket) -> None:
+    """Until the request comes."""
+    for rehearse in rehearsal:
+        for _ in rehearse():
+            if select.select([sock], [], [], 0)[0]:
+                return
 
 
 def _serve(sock: socket.socket, place: Place) -> None:

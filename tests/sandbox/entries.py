@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sandbox import create_memfd, seal
@@ -404,9 +404,13 @@ def is_warm(request: bytes, fds: list[int]) -> Answer:
 rehearsed = False
 
 
-def rehearse() -> None:
+def rehearse() -> Iterator[None]:
+    """It has no end: nobody waits for it."""
     global rehearsed
-    rehearsed = True
+    while True:
+        rehearsed = True
+        time.sleep(0.01)
+        yield
 
 
 def is_rehearsed(request: bytes, fds: list[int]) -> Answer:

@@ -9,9 +9,9 @@ from isoload.worker import rehearsal
 
 def test_a_rehearsal_leaves_no_descriptor() -> None:
     rehearsal.prepare()
-    rehearsal.rehearse()
+    list(rehearsal.rehearse())
     before = sorted(os.listdir("/proc/self/fd"))
-    rehearsal.rehearse()
+    list(rehearsal.rehearse())
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
