@@ -167,11 +167,15 @@ class _Builder:
         return self.shell([], node)
 
     def dict_(self, node: m.Dict) -> Any:
+        made: dict[Any, Any]
         if node.kind == "":
-            return self.shell({}, node)
-        if node.kind == "defaultdict":
-            return self.shell(defaultdict(self.factory(node.factory)), node)
-        return self.shell(OrderedDict() if node.kind == "OrderedDict" else Counter(), node)
+            made = {}
+        elif node.kind == "defaultdict":
+            made = defaultdict(self.factory(node.factory))
+        else:
+            made = OrderedDict() if node.kind == "OrderedDict" else Counter()
+        # Half of what a pickled module is made of holds nothing.
+        return self.shell(made, node) if node.keys or node.values else made
 
     def factory(self, index: int) -> Any:
         if index == NONE:

@@ -68,13 +68,17 @@ class Copying:
 
     def finish(self) -> tuple[int, int, bool]:
         """Wait for it. Returns (memfd, which is the caller's, bytes, was the file as it is now all
-        the time?). Raises OSError where the file could not be read."""
+        the time?). Raises OSError where the file could not be read.
+
+        Where it was, no worker gets the memfd, and it is not sealed: that looks at every page.
+        """
         self._thread.join()
         try:
             if self._error is not None:
                 raise self._error
-            _finish(self._memfd, self._done, self._name)
-            same = _state(self._fd) == self._before and self._before[0] == self._size
+            same = _state(self._fd) == self._before and self._before[0] == self._size == self._done
+            if not same:
+                _finish(self._memfd, self._done, self._name)
             memfd, self._memfd = self._memfd, -1
         finally:
             self._close()

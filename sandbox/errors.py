@@ -89,6 +89,8 @@ def printable(text: str, limit: int = DETAIL_LIMIT) -> str:
     Controls, escapes, line breaks, bidi marks, surrogates and unassigned characters become
     backslash escapes; what is over `limit` characters is cut.
     """
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text
     out: list[str] = []
     length = 0
     for character in text[: limit + 1]:

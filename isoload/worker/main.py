@@ -22,6 +22,9 @@ from .readers import read
 from .reading import Failure, Reading, is_out_of_memory
 from .source import WorkerSource
 
+_held: list[object] = []
+"""What was read, until the worker is killed: to let go of it would take time from the reply."""
+
 MAX_MESSAGE = 600
 """Characters of a failure's message."""
 
@@ -38,9 +41,12 @@ def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
     arena.
     """
     reading = Reading()
+    _held.append(reading)
     try:
         order = msgspec.msgpack.decode(request, type=manifest.Request)
-        return _answer(order, WorkerSource(fds[0]), reading)
+        source = WorkerSource(fds[0])
+        _held.append(source)
+        return _answer(order, source, reading)
     except BaseException as error:
         return wire.encode_reply(_failed(error, reading)), []
 
@@ -53,14 +59,13 @@ def _answer(
     read(source, request, reading)
     reading.timings["read"] = time.perf_counter() - started
     started = time.perf_counter()
-    graph, arena = reading.graph, reading.arena
     if not request.held:
         reading.mapping = None
-    if graph is None:
-        graph, arena = describe(reading, tensors=request.tensors, budget=request)
+    if reading.graph is None:
+        reading.graph, reading.arena = describe(reading, tensors=request.tensors, budget=request)
     reading.timings["describe"] = time.perf_counter() - started
-    reply = wire.encode_reply(manifest.Loaded(reading=_printable(reading), graph=graph))
-    return reply, [] if arena is None else [arena]
+    loaded = manifest.Loaded(reading=_printable(reading), graph=reading.graph)
+    return wire.encode_reply(loaded), [] if reading.arena is None else [reading.arena]
 
 
 def _failed(error: BaseException, reading: Reading) -> manifest.Failed:
@@ -98,6 +103,11 @@ def _printable(reading: Reading) -> manifest.Reading:
     )
 
 
+def forget() -> None:
+    """Let go of all that was read: for what goes on to live."""
+    _held.clear()
+
+
 def warm_up() -> None:
     """Open one tiny trusted file of each common kind, so that a fork finds everything imported and
     set up.
@@ -122,5 +132,6 @@ def warm_up() -> None:
             _, arenas = main(msgspec.msgpack.encode(order), [fd])
             for arena in (fd, *arenas):
                 os.close(arena)
+    forget()
     gc.enable()
     gc.collect()  # what was read still holds its mapping, in a cycle

@@ -18,7 +18,7 @@ import torch
 from isoload import manifest
 from sandbox import create_memfd
 
-from .main import main, warm_up
+from .main import forget, main, warm_up
 
 _TENSORS = 64
 _ROOM = 3 << 20
@@ -58,6 +58,7 @@ def rehearse() -> Iterator[None]:
         try:
             os.write(fd, checkpoint)
             main(request, [fd])
+            forget()
         finally:
             os.close(fd)
         yield
