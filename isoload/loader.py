@@ -24,7 +24,7 @@ from .policy import Policy
 from .rebuild import allowed_classes, rebuild
 from .report import Report
 from .segments import Segments
-from .source import SourceLike, check_sha256, open_source
+from .source import SourceLike, check_sha256, is_at_hand, open_source
 
 _WARM_UP = "isoload.worker.rehearsal:prepare"
 _REHEARSAL = "isoload.worker.rehearsal:rehearse"
@@ -103,7 +103,7 @@ class Loader:
         started = time.perf_counter()
         reopen = None if sha256 is not None and not mmap else self._reopen
         with (
-            self._sandbox.reserve() as reserved,
+            self._sandbox.reserve(begin=reopen is not None and is_at_hand(f)) as reserved,
             open_source(f, mmap=mmap, max_source=policy.max_source, reopen=reopen) as source,
         ):
             timings = {"source": time.perf_counter() - started}
@@ -134,7 +134,7 @@ class Loader:
         policy = _checked_policy(policy, self._policy)
         started = time.perf_counter()
         with (
-            self._sandbox.reserve() as reserved,
+            self._sandbox.reserve(begin=False) as reserved,
             open_source(f, mmap=False, max_source=policy.max_source) as source,
         ):
             timings = {"source": time.perf_counter() - started}

@@ -151,6 +151,12 @@ def check_sha256(sha256: str | None) -> None:
         raise ValueError("sha256 must be 64 hexadecimal digits")
 
 
+def is_at_hand(f: SourceLike) -> bool:
+    """Whether the bytes come from the file system or from memory, and not from code of the
+    caller's, which may wait for a network."""
+    return isinstance(f, (str, os.PathLike, bytes, bytearray, memoryview))
+
+
 def open_source(
     f: SourceLike, *, mmap: bool, max_source: int, reopen: Reopen | None = None
 ) -> Source:

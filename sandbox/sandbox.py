@@ -104,17 +104,19 @@ class Sandbox:
         self._fill()
 
     @contextlib.contextmanager
-    def reserve(self) -> Iterator[Reservation]:
+    def reserve(self, *, begin: bool = True) -> Iterator[Reservation]:
         """Have a worker begun, where no spare waits, for a `run` within this block.
 
         Nothing is waited for, so that what the caller does before that `run` is done meanwhile;
-        and nothing is raised: what was in the way, `run` meets again, and says. At the end of the
-        block the worker, dead by then, is buried and the next spare is made: so what the caller
-        does after the `run` has the processor to itself.
+        and nothing is raised: what was in the way, `run` meets again, and says. `begin=False`: only
+        when `run` is called, for a caller who may take long until then: a worker that has begun
+        counts as one of `max_workers`. At the end of the block the worker, dead by then, is buried
+        and the next spare is made: so what the caller does after the `run` has the processor to
+        itself.
         """
         reservation = Reservation()
         try:
-            if not self._idle and self._slots.acquire(blocking=False):
+            if begin and not self._idle and self._slots.acquire(blocking=False):
                 reservation.slot = True
                 with contextlib.suppress(ZygoteGone, SandboxError, OSError):
                     zygote = self._zygote_for_use()

@@ -304,6 +304,28 @@ def test_a_file_that_cannot_be_mapped_read_only_is_copied_and_the_report_says_so
     assert loaded.object.keys() == state_dict().keys()
 
 
+def test_a_slow_file_object_keeps_no_worker_waiting():
+    """Or a few slow uploads would be all the workers that there may be."""
+
+    class Slow(io.BytesIO):
+        def read(self, *args):
+            asked.set()
+            assert answer.wait(60)
+            return super().read(*args)
+
+    asked, answer = threading.Event(), threading.Event()
+    with isoload.Loader(spares=0, max_workers=1) as loader:
+        loader.load(save({"a": 1}))
+        slow = threading.Thread(target=loader.load, args=(Slow(save({"a": 2})),))
+        slow.start()
+        try:
+            assert asked.wait(60)
+            assert loader.load(save({"a": 3})) == {"a": 3}
+        finally:
+            answer.set()
+            slow.join()
+
+
 @pytest.fixture
 def large(tmp_path):
     """A file whose snapshot is taken while the worker reads the file itself."""
