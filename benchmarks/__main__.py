@@ -58,7 +58,7 @@ def run(folder: Path, rounds: int, *, quick: bool, only: str) -> dict[str, Any]:
         for file in files:
             if only in file.name:
                 say(f"{file.name} …")
-                few = max(3, rounds // 3) if file.nbytes > 1 << 28 else rounds
+                few = max(5, rounds // 3) if file.nbytes > 1 << 28 else rounds
                 times = time_file(file, entrants, few)
                 results["times"][file.name] = {n: t.summary() for n, t in times.items()}
         print(times_table(results), flush=True)

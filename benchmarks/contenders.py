@@ -26,6 +26,10 @@ Load = Callable[[File], Any]
 SPARE_READY = 0.15
 """Seconds in which a spare worker surely gets ready."""
 
+QUIET = 0.05
+"""Seconds in which what the contender before has left behind is done: a worker is buried, the next
+spare is made."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -36,7 +40,7 @@ class Contender:
     load: Load
     takes: Callable[[File], bool] = lambda file: True
     slow: bool = False
-    rest: float = 0.0
+    rest: float = QUIET
 
 
 def _torch_load(file: File) -> Any:
