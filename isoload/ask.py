@@ -79,7 +79,7 @@ def ask(
         fallback=policy.fallback,
         tensors=tensors,
         max_output=limits.output or 0,
-        held=source.held,
+        lead=source.lead,
         safe_globals=[*safe_globals],
     )
     body = msgspec.msgpack.encode(request)

@@ -115,8 +115,7 @@ class Loader:
                 if digest is not None and sha256 is not None:
                     digest.verify(sha256, source.name)
                 with blame_worker(source.name):
-                    held = source.size if source.held else 0
-                    segments = Segments(source.fd, held, answer.reply.fds, limits.output or 0)
+                    segments = Segments(source.memory(), answer.reply.fds, limits.output or 0)
                     check_graph(answer.graph, segments.sizes)
                 before = time.perf_counter()
                 with blame_worker(source.name):

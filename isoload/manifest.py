@@ -386,14 +386,14 @@ class Request(Struct):
     """What the parent asks of a worker. It is trusted: the parent made it.
 
     `fallback`: "none", "inert" or "full"; `tensors` False: no tensor bytes cross (inspect);
-    `held` False: no tensor may lie in the source, which will not be kept; `safe_globals`: the names
-    of classes that the caller registered or allowed."""
+    `lead`: the bytes that come before the file's first in the source segment; `safe_globals`: the
+    names of classes that the caller registered or allowed."""
 
     fallback: str
     tensors: bool = True
     max_nodes: int = MAX_NODES
     max_output: int = 0
-    held: bool = True
+    lead: int = 0
     safe_globals: list[str] = []
 
 

@@ -117,10 +117,10 @@ class Storages:
         entry = self._entries[index]
         if entry.segment == m.ABSENT:
             raise ManifestError("an array whose bytes did not come over")
-        mapping = self._segments.mapping(entry.segment)
-        if mapping is None or not entry.nbytes:
+        if not entry.nbytes:
             return memoryview(bytearray())
-        return memoryview(mapping)[entry.offset : entry.offset + entry.nbytes]
+        memory = self._segments.memory(entry.segment)
+        return memory[entry.offset : entry.offset + entry.nbytes]
 
 
 def with_flags(tensor: Any, flags: int) -> Any:

@@ -1,28 +1,37 @@
-"""A snapshot: the bytes of a file in a sealed memfd, copied inside the kernel.
+"""A snapshot: the bytes of a file, as they were at one time.
 
-It is taken before anything reads it, or, of a file that is lent to the worker, while the worker
+Either it is a sealed memfd, copied inside the kernel before anything reads it. Or, of a file that
+is lent to the worker, it is memory of this process, which no worker sees, filled while the worker
 reads that file. Then the file must not have changed in between: what the worker says of the file is
 to be true of the snapshot.
 """
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import threading
+from collections import deque
 
 import psutil
 
 from sandbox import create_memfd, seal
 
 from .errors import CheckpointError, LimitError
+from .memory import anonymous
 
 _SENDFILE_MAX = 0x7FFFF000  # what one sendfile(2) moves at most
-_STEP = 64 << 20  # bytes: between two looks at whether anybody still wants the copy
+_BLOCK = 16 << 20  # bytes that a thread copies before it looks whether anybody still wants them
+_SHARE = 64 << 20  # bytes that are worth a thread
+_MOST_THREADS = 4
+_ALIGNMENT = 64
 
 
 def take(fd: int, offset: int, size: int, name: str) -> tuple[int, int]:
-    """Copy `size` bytes from `offset` of `fd`. Returns (memfd, bytes that there were)."""
-    memfd = _room(size, name)
+    """Copy `size` bytes from `offset` of `fd`. Returns (sealed memfd, bytes that there were)."""
+    _check_room(size, name)
+    memfd = create_memfd("isoload-source")
     try:
         done = 0
         while done < size:
@@ -30,7 +39,8 @@ def take(fd: int, offset: int, size: int, name: str) -> tuple[int, int]:
             if not count:  # the file became shorter: what was read is what there is
                 break
             done += count
-        _finish(memfd, done, name)
+        _check_some(done, name)
+        seal(memfd)
     except BaseException:
         os.close(memfd)
         raise
@@ -38,63 +48,90 @@ def take(fd: int, offset: int, size: int, name: str) -> tuple[int, int]:
 
 
 class Copying:
-    """A snapshot of a whole file that is being taken by another thread."""
+    """A private copy of a whole file that is being made by other threads.
 
-    def __init__(self, fd: int, size: int, name: str) -> None:
-        self._fd, self._size, self._name = os.dup(fd), size, name
+    `at_end`: what is aligned is its end, not its start, which comes after `lead` bytes: for a file
+    that ends with its last tensor, wherever the first one begins.
+    """
+
+    def __init__(self, fd: int, size: int, name: str, *, at_end: bool = False) -> None:
+        self.lead = -size % _ALIGNMENT if at_end else 0
+        self._fd, self._size, self._name = fd, size, name
+        self._before = _state(fd)
+        self._memory = memoryview(_room(self.lead + size, name))
+        self._left = deque(range(0, size, _BLOCK))
+        self._ends = [size]  # where the file was found to end
         self._cancelled = False
-        self._done = 0
         self._error: OSError | None = None
-        self._memfd = -1
-        try:
-            self._before = _state(self._fd)
-            self._memfd = _room(size, name)
-            self._thread = threading.Thread(target=self._run, name="isoload-copy", daemon=True)
-            self._thread.start()
-        except BaseException:
-            self._close()
-            raise
+        self._threads: list[threading.Thread] = []
+        for _ in range(min(len(os.sched_getaffinity(0)), 1 + size // _SHARE, _MOST_THREADS)):
+            thread = threading.Thread(target=self._run, name="isoload-copy", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more of them: those that there are do it all
+                if not self._threads:
+                    raise
+                break
+            self._threads.append(thread)
 
     def _run(self) -> None:
         try:
-            while self._done < self._size and not self._cancelled:
-                step = min(self._size - self._done, _STEP)
-                count = os.sendfile(self._memfd, self._fd, self._done, step)
-                if not count:
-                    break
-                self._done += count
+            while not self._cancelled:
+                try:
+                    start = self._left.popleft()
+                except IndexError:
+                    return
+                self._copy(start, min(start + _BLOCK, self._size))
         except OSError as error:
             self._error = error
 
-    def finish(self) -> tuple[int, int, bool]:
-        """Wait for it. Returns (memfd, which is the caller's, bytes, was the file as it is now all
-        the time?). Raises OSError where the file could not be read.
+    def _copy(self, start: int, end: int) -> None:
+        while start < end:
+            target = self._memory[self.lead + start : self.lead + end]
+            count = os.preadv(self._fd, [target], start)
+            if not count:
+                self._ends.append(start)
+                return
+            start += count
 
-        Where it was, no worker gets the memfd, and it is not sealed: that looks at every page.
-        """
-        self._thread.join()
-        try:
-            if self._error is not None:
-                raise self._error
-            same = _state(self._fd) == self._before and self._before[0] == self._size == self._done
-            if not same:
-                _finish(self._memfd, self._done, self._name)
-            memfd, self._memfd = self._memfd, -1
-        finally:
-            self._close()
-        return memfd, self._done, same
+    def finish(self) -> tuple[memoryview, bool]:
+        """Wait for it. Returns (the memory, `lead` bytes before the file's first; was the file as
+        it is now all the time?). Raises OSError where the file could not be read."""
+        self._join()
+        if self._error is not None:
+            raise self._error
+        end = min(self._ends)
+        _check_some(end, self._name)
+        whole = self._before[0] == self._size == end
+        return self._memory[: self.lead + end], whole and _state(self._fd) == self._before
 
     def cancel(self) -> None:
-        """Stop, and wait until the thread has let go of the descriptors."""
+        """Stop, and wait until the threads have let go of the descriptor."""
         self._cancelled = True
-        self._thread.join()
-        self._close()
+        self._join()
 
-    def _close(self) -> None:
-        for fd in (self._fd, self._memfd):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._memfd = -1
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+def sealed(data: memoryview) -> int:
+    """A sealed memfd of these bytes: for a worker to read."""
+    memfd = create_memfd("isoload-source")
+    try:
+        write_all(memfd, data)
+        seal(memfd)
+    except BaseException:
+        os.close(memfd)
+        raise
+    return memfd
+
+
+def write_all(fd: int, data: memoryview) -> None:
+    """write(2) may write less than it is given."""
+    done = 0
+    while done < data.nbytes:
+        done += os.write(fd, data[done:])
 
 
 def _state(fd: int) -> tuple[int, ...]:
@@ -102,19 +139,31 @@ def _state(fd: int) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _room(size: int, name: str) -> int:
+def _check_room(nbytes: int, name: str) -> None:
     available = psutil.virtual_memory().available
-    if size > available:
-        raise LimitError(
-            f"{name}: a snapshot takes {size} bytes of memory and the host has {available} left; "
-            "load it with mmap=True, which needs none",
-            "memory",
-            available,
-        )
-    return create_memfd("isoload-source")
+    if nbytes > available:
+        raise _no_room(nbytes, available, name)
 
 
-def _finish(memfd: int, done: int, name: str) -> None:
-    if not done:
+def _no_room(nbytes: int, available: int, name: str) -> LimitError:
+    return LimitError(
+        f"{name}: a snapshot takes {nbytes} bytes of memory and the host has {available} left; "
+        "load it with mmap=True, which needs none",
+        "memory",
+        available,
+    )
+
+
+def _room(nbytes: int, name: str) -> mmap.mmap:
+    _check_room(nbytes, name)
+    try:
+        return anonymous(nbytes)
+    except OSError as error:  # a limit of this process's own: of address space, or overcommitment
+        if error.errno != errno.ENOMEM:
+            raise
+        raise _no_room(nbytes, 0, name) from None
+
+
+def _check_some(nbytes: int, name: str) -> None:
+    if not nbytes:
         raise CheckpointError(f"{name}: is empty")
-    seal(memfd)

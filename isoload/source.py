@@ -5,9 +5,9 @@ A snapshot is a sealed memfd, so that neither the worker nor anybody else can ch
 the copy. With `mmap=True` the source is the file itself, as with torch.load(mmap=True): whoever can
 write the file can change the tensors.
 
-A large file is lent to the worker too, which reads it while its snapshot is taken. Of one in the
-format from before torch 1.6 none is: its tensors are copied by the worker in any case, as they do
-not lie there aligned. A file is lent through a read-only mount, or not at all.
+A large file is lent to the worker too, which reads it while its snapshot is taken. So is any in the
+format from before torch 1.6 with `mmap=True`: its tensors do not lie there aligned. A file is lent
+through a read-only mount, or not at all.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sandbox import create_memfd, printable, seal
 from . import snapshot
 from .errors import CheckpointError, IntegrityError, LimitError
 from .manifest import LEGACY_MAGIC
+from .memory import map_private
 
 Reopen = Callable[[int], int]
 """A descriptor → the same file through a read-only mount. Raises OSError."""
@@ -35,15 +36,16 @@ Reopen = Callable[[int], int]
 SourceLike = Union[str, "os.PathLike[str]", BinaryIO, bytes, bytearray, memoryview]
 
 _CHUNK = 1 << 24
+_NO_MMAP = "mmap=True was not possible, a snapshot was made"
 _LENT_FROM = 8 << 20  # bytes: below this a copy costs less than to open the file again
 
 
 class Source:
     """The bytes of one checkpoint: `fd`, `size` in bytes, and a printable `name` for messages.
 
-    `held`: may the result lie on these bytes? `warning`: what the report should say, or "".
-    `copying`: their snapshot, while it is being taken; see `settle`; `copied`: there is one. Use as
-    a context manager: leaving it closes the descriptor. Mappings that were made of it live on.
+    `warning`: what the report should say, or "". `copying`: their snapshot, while it is being made;
+    see `settle`. `lead`: the bytes before the file's first in `memory`. Use as a context manager:
+    leaving it closes the descriptor. Memory that it gave lives on.
     """
 
     def __init__(
@@ -52,18 +54,17 @@ class Source:
         size: int,
         name: str,
         *,
-        held: bool = True,
         warning: str = "",
         copying: snapshot.Copying | None = None,
     ) -> None:
         self.fd = fd
         self.size = size
         self.name = name
-        self.held = held
         self.warning = warning
         self.digest: Digest | None = None
-        self.copied = copying is not None
+        self.lead = copying.lead if copying is not None else 0
         self._copying = copying
+        self._copy: memoryview | None = None
 
     def __enter__(self) -> Source:
         return self
@@ -76,18 +77,33 @@ class Source:
         os.close(self.fd)
 
     def settle(self) -> bool:
-        """Wait for the snapshot: from here it is the source.
+        """Wait for the snapshot that is being made, if one is: from here it is the source.
 
-        False: the file changed meanwhile, and what was read of it counts for nothing. Raises
-        OSError where the file could not be read.
+        False: the file changed meanwhile, and what was read of it counts for nothing: `fd` is the
+        snapshot now. Raises OSError where the file could not be read.
         """
         if self._copying is None:
             return True
-        memfd, size, same = self._copying.finish()
+        self._copy, same = self._copying.finish()
         self._copying = None
-        os.close(self.fd)
-        self.fd, self.size = memfd, size
+        if not same:
+            self.size = self._copy.nbytes - self.lead
+            fd = snapshot.sealed(self._copy[self.lead :])
+            os.close(self.fd)
+            self.fd = fd
         return same
+
+    @property
+    def copied(self) -> bool:
+        """Was a snapshot made while the file was lent?"""
+        return self._copy is not None
+
+    def memory(self) -> memoryview:
+        """What the result lies on: private to this process, writable, `lead` bytes before the
+        file's first."""
+        if self._copy is not None:
+            return self._copy
+        return memoryview(map_private(self.fd, self.size))
 
     def start_digest(self) -> Digest:
         """Begin the sha256 of the bytes in another thread."""
@@ -173,7 +189,7 @@ def open_source(
     if isinstance(f, (bytes, bytearray, memoryview)):
         return _from_buffer(memoryview(f).cast("B"), max_source)
     if callable(getattr(f, "read", None)):
-        return _from_file(f, max_source)
+        return _from_file(f, max_source, reopen)
     raise TypeError(f"expected a path, a binary file object or bytes, not {type(f).__name__}")
 
 
@@ -191,25 +207,33 @@ def _from_path(
             raise CheckpointError(f"{name}: is no regular file (a pipe, socket or device)")
         size = os.fstat(fd).st_size
         _check_size(size, max_source, name)
-        warning = ""
-        if reopen is not None and (mmap or size >= _LENT_FROM):
-            try:
-                return _lent(reopen(fd), size, name, mmap=mmap)
-            except OSError as error:
-                warning = (
-                    f"mmap=True was not possible, a snapshot was made: {error}" if mmap else ""
-                )
-        return Source(*snapshot.take(fd, 0, size, name), name, warning=warning)
+        return _from_region(fd, 0, size, name, reopen, mmap=mmap)
     finally:
         os.close(fd)
+
+
+def _from_region(
+    fd: int, offset: int, size: int, name: str, reopen: Reopen | None, *, mmap: bool = False
+) -> Source:
+    """The bytes of a regular file from `offset` on. `reopen`: where all of it may be lent."""
+    warning = ""
+    if reopen is not None and (mmap or size >= _LENT_FROM):
+        try:
+            return _lent(reopen(fd), size, name, mmap=mmap)
+        except OSError as error:
+            warning = f"{_NO_MMAP}: {error}" if mmap else ""
+    return Source(*snapshot.take(fd, offset, size, name), name, warning=warning)
 
 
 def _lent(fd: int, size: int, name: str, *, mmap: bool) -> Source:
     """`fd` is the file, opened again."""
     try:
-        if mmap or os.pread(fd, len(LEGACY_MAGIC), 0) == LEGACY_MAGIC:
-            return Source(fd, size, name, held=mmap)
-        return Source(fd, size, name, copying=snapshot.Copying(fd, size, name))
+        legacy = os.pread(fd, len(LEGACY_MAGIC), 0) == LEGACY_MAGIC
+        if mmap and not legacy:
+            return Source(fd, size, name)
+        warning = f"{_NO_MMAP}: the file is of the format from before torch 1.6" if mmap else ""
+        copying = snapshot.Copying(fd, size, name, at_end=legacy)
+        return Source(fd, size, name, warning=warning, copying=copying)
     except BaseException:
         os.close(fd)
         raise
@@ -218,25 +242,18 @@ def _lent(fd: int, size: int, name: str, *, mmap: bool) -> Source:
 def _from_buffer(view: memoryview, max_source: int) -> Source:
     name = f"<{view.nbytes} bytes>"
     _check_size(view.nbytes, max_source, name)
-    memfd = create_memfd("isoload-source")
-    try:
-        _write_all(memfd, view)
-        seal(memfd)
-    except BaseException:
-        os.close(memfd)
-        raise
-    return Source(memfd, view.nbytes, name)
+    return Source(snapshot.sealed(view), view.nbytes, name)
 
 
-def _from_file(f: Any, max_source: int) -> Source:
+def _from_file(f: Any, max_source: int, reopen: Reopen | None) -> Source:
     name = printable(str(getattr(f, "name", "<file object>")), 512)
     region = _region(f)
     if region is not None:
         fd, offset, size = region
         _check_size(size, max_source, name)
-        memfd, size = snapshot.take(fd, offset, size, name)
+        source = _from_region(fd, offset, size, name, None if offset else reopen)
         f.seek(0, io.SEEK_END)  # the bytes count as read
-        return Source(memfd, size, name)
+        return source
     memfd = create_memfd("isoload-source")
     try:
         size = 0
@@ -245,7 +262,7 @@ def _from_file(f: Any, max_source: int) -> Source:
                 raise TypeError("the file object gives text: open it in binary mode")
             size += len(chunk)
             _check_size(size, max_source, name)
-            _write_all(memfd, memoryview(chunk).cast("B"))
+            snapshot.write_all(memfd, memoryview(chunk).cast("B"))
         _check_size(size, max_source, name)
         seal(memfd)
     except BaseException:
@@ -278,9 +295,3 @@ def _check_size(size: int, max_source: int, name: str) -> None:
             "source",
             max_source,
         )
-
-
-def _write_all(fd: int, view: memoryview) -> None:
-    done = 0
-    while done < view.nbytes:
-        done += os.write(fd, view[done:])

@@ -4,8 +4,9 @@
     then for each key: the number of elements (int64) · the elements
 
 A storage lies in the stream wherever the pickles happened to end, seldom where its elements are
-aligned. One that is aligned, in a source that nobody can change, is used where it lies. The others
-are copied to an arena by the kernel (sendfile(2)), in runs as long as the alignment allows.
+aligned. The parent may have its copy of the stream lie so that the end is aligned (`lead`), and
+with it most storages: those are used where they lie. The others are copied to an arena by the
+kernel (sendfile(2)), in runs as long as the alignment allows.
 
 What torch would leave uninitialised (a storage without bytes in the stream) and views of storages
 are not handled here.
@@ -13,7 +14,6 @@ are not handled here.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import struct
@@ -132,12 +132,14 @@ def _place(
             for storage, location in zip(storages.table, storages.locations, strict=True)
         ]
         return absent, [], 0
-    fixed = _is_sealed(source.fd)
     segments = [manifest.SOURCE] * len(storages.table)
     runs: list[_Run] = []
     end = 0
     for storage in sorted(storages.table, key=lambda storage: storage.offset):
-        if not storage.nbytes or (fixed and storage.offset % storage.kind.itemsize == 0):
+        if not storage.nbytes:
+            continue
+        if (source.lead + storage.offset) % storage.kind.itemsize == 0:
+            storage.offset += source.lead
             continue
         run = runs[-1] if runs else None
         if run is None or not _continues(run, storage):
@@ -162,14 +164,6 @@ def _continues(run: _Run, storage: Bytes) -> bool:
     """Whether a storage is the next of the stream, and aligned where the run would put it."""
     aligned = (storage.offset + run.arena - run.source) % storage.kind.itemsize == 0
     return aligned and storage.offset - (run.source + run.nbytes) == 8
-
-
-def _is_sealed(fd: int) -> bool:
-    """Whether nobody can change the bytes any more: a snapshot, and not the file itself."""
-    try:
-        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE)
-    except OSError:
-        return False
 
 
 def _copy(source: Source, runs: list[_Run], size: int) -> int:

@@ -83,6 +83,7 @@ class Source(Protocol):
 
     fd: int
     size: int
+    lead: int
 
     @property
     def data(self) -> mmap.mmap | bytes: ...

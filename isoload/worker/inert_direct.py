@@ -91,7 +91,7 @@ def _read(source: WorkerSource, request: manifest.Request) -> Inert | None:
     if not archive.is_intact(source):
         return None
     reading = Reading(location=_location, mapping=source.mapping)
-    spans = _Spans(archive, source.mapping[0])
+    spans = _Spans(archive, source.address)
     reading.root = execute(program.code, Context(reading, Tags()), spans)
     read, reading.warnings = reading.warnings, [*reading.warnings]
     graph, arena = describe(reading, tensors=request.tensors, budget=request)

@@ -44,7 +44,7 @@ def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
     _held.append(reading)
     try:
         order = msgspec.msgpack.decode(request, type=manifest.Request)
-        source = WorkerSource(fds[0])
+        source = WorkerSource(fds[0], lead=order.lead)
         _held.append(source)
         return _answer(order, source, reading)
     except BaseException as error:
@@ -59,8 +59,6 @@ def _answer(
     read(source, request, reading)
     reading.timings["read"] = time.perf_counter() - started
     started = time.perf_counter()
-    if not request.held:
-        reading.mapping = None
     if reading.graph is None:
         reading.graph, reading.arena = describe(reading, tensors=request.tensors, budget=request)
     reading.timings["describe"] = time.perf_counter() - started

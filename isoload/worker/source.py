@@ -65,10 +65,13 @@ class MappedFile(io.RawIOBase):
 
 
 class WorkerSource:
-    """The bytes of one checkpoint: a descriptor's, or (`held`) in memory. `size` in bytes."""
+    """The bytes of one checkpoint: a descriptor's, or (`held`) in memory. `size` in bytes.
 
-    def __init__(self, fd: int, held: bytes | None = None) -> None:
+    `lead`: the bytes that come before the first in the segment on which the parent lays tensors."""
+
+    def __init__(self, fd: int, held: bytes | None = None, *, lead: int = 0) -> None:
         self.fd = fd
+        self.lead = lead
         self.size = os.fstat(fd).st_size if held is None else len(held)
         self._held = held
 
@@ -112,17 +115,18 @@ class WorkerSource:
 
     @property
     def mapping(self) -> tuple[int, int]:
-        """Where the file lies in memory: (address, bytes)."""
-        return (self.storage.data_ptr(), self.size) if self.size else (0, 0)
+        """Where the source segment lies, as this process maps it: (address, bytes)."""
+        return (self.address - self.lead, self.lead + self.size) if self.size else (0, 0)
+
+    @property
+    def address(self) -> int:
+        """Where the first byte lies in this process."""
+        return int(self.storage.data_ptr())
 
     @cached_property
     def archive(self) -> Archive | None:
         """Where the records of an ordinary zip lie; None where only torch can say it."""
         return read_archive(self)
-
-    def map(self) -> tuple[memoryview, int]:
-        """The bytes and the address at which they lie."""
-        return self.view, self.mapping[0]
 
     def file(self) -> BinaryIO:
         """A fresh file object at the start of the bytes."""

@@ -21,6 +21,7 @@ from isoload import manifest as m
 from isoload import wire
 from isoload.check import check_graph
 from isoload.errors import IsoloadError
+from isoload.memory import map_private
 from isoload.placement import Placement
 from isoload.rebuild import rebuild
 from isoload.report import make_report
@@ -61,7 +62,7 @@ def parent(data: bytes, fds: list[int]) -> Any:
     if isinstance(message, m.Failed):
         make_report(message.reading, source="fuzz", size=1).to_dict()
         return None
-    segments = Segments(fds[0], len(ARENA), fds[1:], 1 << 20)
+    segments = Segments(memoryview(map_private(fds[0], len(ARENA))), fds[1:], 1 << 20)
     check_graph(message.graph, segments.sizes, max_nodes=MAX_NODES)
     result = rebuild(message.graph, segments, Placement("cpu"), {})
     report = make_report(message.reading, source="fuzz", size=1, graph=message.graph)

@@ -13,6 +13,7 @@ import torch
 from isoload import manifest as m
 from isoload import wire
 from isoload.check import check_graph
+from isoload.memory import map_private
 from isoload.placement import Device, Placement
 from isoload.rebuild import rebuild
 from isoload.segments import Segments
@@ -37,7 +38,8 @@ def receive(
         raise NotOpened(f"{message.kind}: {message.message}")
     fd = memfd(source)
     try:
-        segments = Segments(fd, len(source), returned, REQUEST.max_output)
+        memory = memoryview(map_private(fd, len(source)) if source else b"")
+        segments = Segments(memory, returned, REQUEST.max_output)
         check_graph(message.graph, segments.sizes)
         return rebuild(message.graph, segments, Placement(device), allow or {})
     finally:

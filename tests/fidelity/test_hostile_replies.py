@@ -19,6 +19,7 @@ from isoload import manifest as m
 from isoload import wire
 from isoload.check import check_graph
 from isoload.errors import CheckpointError
+from isoload.memory import map_private
 from isoload.placement import Placement
 from isoload.rebuild import rebuild
 from isoload.segments import Segments
@@ -61,7 +62,7 @@ def receive(reply: bytes, arena: bytes) -> Any:
         return None
     fds = [memfd(b"x" * 100), memfd(arena)]
     try:
-        segments = _Unsealed(fds[0], 100)
+        segments = _Unsealed(memoryview(map_private(fds[0], 100)))
         segments.add(fds[1], len(arena))
         check_graph(message.graph, segments.sizes)
         return rebuild(message.graph, segments, Placement("cpu"))
@@ -74,9 +75,8 @@ class _Unsealed(Segments):
     """Segments of this test's own making."""
 
     def add(self, fd: int, size: int) -> None:
-        other = Segments(fd, size)
         self.sizes = (*self.sizes, size)
-        self._mappings.append(other.mapping(0))
+        self._memories.append(memoryview(map_private(fd, size) if size else b""))
         self._wholes.append(None)
 
 

@@ -371,16 +371,65 @@ def test_what_was_read_of_a_file_that_changed_counts_for_nothing(loader, large, 
 
 def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(loader, large, monkeypatch):
     """Its worker may have been ended by SIGBUS: what is said is what the snapshot says."""
-    run = loader._sandbox.run
+    run, copy = loader._sandbox.run, Copying._copy
+    shorter = threading.Event()
 
     def truncating(*args, **named):
         os.truncate(large, 1 << 20)
+        shorter.set()
         return run(*args, **named)
 
-    monkeypatch.setattr(Copying, "_run", lambda copying: None)
+    def late(*args):
+        assert shorter.wait(60)
+        copy(*args)
+
+    monkeypatch.setattr(Copying, "_copy", late)
     monkeypatch.setattr(loader._sandbox, "run", truncating)
     with pytest.raises(isoload.CheckpointError):
         loader.load(large, "cpu")
+
+
+def test_a_large_file_object_is_lent_and_read_to_its_end(loader, large):
+    with large.open("rb") as file:
+        loaded = loader.open(file, "cpu")
+        assert file.read() == b""
+    assert "snapshot" in loaded.report.timings
+    assert_large(loaded.object)
+
+
+def test_a_large_file_object_that_was_read_from_is_no_whole_file(loader, large, tmp_path):
+    path = tmp_path / "behind.pt"
+    path.write_bytes(b"before" + large.read_bytes())
+    with path.open("rb") as file:
+        file.read(6)
+        assert_large(loader.load(file, "cpu"))
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("length", range(4))
+def test_a_large_legacy_file_lies_aligned_wherever_its_tensors_begin(
+    loader, tmp_path, length, mmap
+):
+    path = tmp_path / "legacy.pt"
+    state = {"x" * length: torch.arange(3 << 20), "odd": torch.ones(5), "y": torch.ones(7)}
+    state["bytes"] = torch.arange(3, dtype=torch.uint8)
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    loaded = loader.open(path, "cpu", mmap=mmap)
+    assert loaded.report.reader == "weights_only"
+    assert bool(loaded.report.warnings) is mmap
+    for name, tensor in state.items():
+        assert loaded.object[name].data_ptr() % tensor.element_size() == 0
+        assert torch.equal(loaded.object[name], tensor)
+
+
+def test_what_a_forked_child_writes_to_a_large_result_stays_its_own(loader, large):
+    result = loader.load(large, "cpu")
+    pid = os.fork()
+    if pid == 0:
+        result["t1"].numpy()[:] = -1
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert_large(result)
 
 
 @pytest.mark.parametrize("broken", [b"\x80\x02.", b"PK\3\4"])

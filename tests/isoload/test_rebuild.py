@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isoload import manifest as m
 from isoload.check import check_graph
 from isoload.errors import CheckpointError
+from isoload.memory import map_private
 from isoload.opaque import Opaque
 from isoload.placement import Placement
 from isoload.rebuild import rebuild
@@ -34,7 +35,7 @@ def segments_of(data: bytes) -> Segments:
     fd = create_memfd("source")
     try:
         os.write(fd, data)
-        return Segments(fd, len(data))
+        return Segments(memoryview(map_private(fd, len(data)) if data else b""))
     finally:
         os.close(fd)
 
@@ -181,7 +182,7 @@ def test_a_tensor_with_a_storage_for_itself_outlives_the_segments() -> None:
 def test_writing_to_a_tensor_does_not_reach_the_source() -> None:
     fd = create_memfd("source")
     os.write(fd, FLOATS)
-    segments = Segments(fd, len(FLOATS))
+    segments = Segments(memoryview(map_private(fd, len(FLOATS))))
     graph = m.Graph(0, [tensor(8)], [m.Storage(0, 0, 32, "cpu")])
     rebuild(graph, segments, Placement()).zero_()
     assert os.pread(fd, 32, 0) == FLOATS

@@ -20,12 +20,12 @@ from sandbox.memfd import check_segment, create_memfd, seal
 REQUEST = manifest.Request(fallback="none")
 
 
-def source_of(data: bytes) -> WorkerSource:
+def source_of(data: bytes, lead: int = 0) -> WorkerSource:
     """A source as the worker gets it. Its descriptor is closed with it."""
     fd = create_memfd("test")
     os.write(fd, data)
     seal(fd)
-    source = WorkerSource(fd)
+    source = WorkerSource(fd, lead=lead)
     weakref.finalize(source, os.close, fd)
     return source
 
@@ -36,13 +36,14 @@ def saved(value: Any, **kwargs: Any) -> bytes:
     return file.getvalue()
 
 
-def direct(data: bytes, request: manifest.Request = REQUEST) -> Direct | None:
+def direct(data: bytes, request: manifest.Request = REQUEST, *, lead: int = 0) -> Direct | None:
     """What the direct reader makes of a snapshot of the bytes."""
-    return read_direct(source_of(data), request)
+    return read_direct(source_of(data, lead), request)
 
 
-def segments(data: bytes, read: Direct) -> list[memoryview]:
+def segments(data: bytes, read: Direct, *, lead: int = 0) -> list[memoryview]:
     """The bytes of the source and, where there is one, of the arena, whose descriptor is closed."""
+    data = bytes(lead) + data
     if read.arena is None:
         return [memoryview(data)]
     size = check_segment(read.arena, 1 << 30)

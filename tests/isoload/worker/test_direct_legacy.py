@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import random
 import struct
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from isoload import manifest
-from isoload.worker.direct import read_direct
-from isoload.worker.source import WorkerSource
 
 from .graphs import Difference, build, compare
-from .programs import REQUEST, direct, saved, segments, torch_load
+from .programs import direct, saved, segments, torch_load
 
 
 def legacy(value: Any) -> bytes:
@@ -50,16 +47,29 @@ def test_aligned_storages_of_a_snapshot_stay_where_they_are() -> None:
     assert {storage.segment for storage in read.graph.storages} == {manifest.SOURCE}
 
 
-def test_of_a_file_that_can_change_everything_is_copied(tmp_path: Path) -> None:
-    data = shifted(0)
-    path = tmp_path / "legacy.pt"
-    path.write_bytes(data)
-    with path.open("rb") as file:
-        read = read_direct(WorkerSource(file.fileno()), REQUEST)
-        assert file.tell() == 0
+@pytest.mark.parametrize("shift", range(8))
+def test_a_copy_whose_end_is_aligned_needs_no_arena(shift: int) -> None:
+    """As the parent makes it: `isoload.snapshot.Copying`."""
+    data = shifted(shift)
+    lead = -len(data) % 64
+    read = direct(data, lead=lead)
     assert read is not None
-    assert {storage.segment for storage in read.graph.storages} == {manifest.ARENA}
-    compare(torch_load(data), build(read.graph, *segments(data, read)))
+    assert read.arena is None
+    for storage in read.graph.storages:
+        assert storage.segment == manifest.SOURCE
+        assert storage.offset % 4 == 0
+    compare(torch_load(data), build(read.graph, *segments(data, read, lead=lead)))
+
+
+@pytest.mark.parametrize("lead", [0, 1, 4, 31, 63])
+@pytest.mark.parametrize("shift", [1, 4])
+def test_what_does_not_lie_aligned_in_the_copy_is_in_the_arena(shift: int, lead: int) -> None:
+    data = shifted(shift)
+    read = direct(data, lead=lead)
+    assert read is not None
+    for storage in read.graph.storages:
+        assert storage.offset % 4 == 0
+    compare(torch_load(data), build(read.graph, *segments(data, read, lead=lead)))
 
 
 def test_no_bytes_cross_where_none_are_asked_for() -> None:
