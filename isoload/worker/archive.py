@@ -20,7 +20,7 @@ import torch
 from .checksums import crc32
 from .directory import DATA_DESCRIPTOR, ENCRYPTED, STORED, Entry, read_directory, read_local
 from .reading import Damaged, Reading, TooMuch, is_out_of_memory
-from .source import WorkerSource
+from .torch_source import WorkerSource
 
 CRC_LIMIT = 32 << 20
 """CRCs are checked where all records together have no more bytes than this: at 2 GB/s, 16 ms."""

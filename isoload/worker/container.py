@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .reading import Damaged, Unsupported
-from .source import WorkerSource
+from .source import Source
 
 ZIP = "zip"
 TAR = "tar"
@@ -48,7 +48,7 @@ _MAX_HEADER = 100_000_000
 """The bytes that a safetensors header may have (safetensors' own bound)."""
 
 
-def detect(source: WorkerSource) -> str:
+def detect(source: Source) -> str:
     """The container, or Unsupported that says what the file looks like instead."""
     if not source.size:
         raise Damaged("the file is empty")

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 
 from isoload import manifest
 
-from .direct_graph import ALLOWED, execute
+from .direct_graph import execute
 from .direct_legacy import MAGIC, read_legacy
 from .direct_nodes import describe
 from .direct_scan import scan
 from .direct_zip import Stored
-from .source import WorkerSource
+from .source import Source
+from .vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,26 @@ class Direct:
     arena: int | None = None
 
 
-def read_direct(source: WorkerSource, request: manifest.Request) -> Direct | None:
+def read_direct(source: Source, request: manifest.Request, vocabulary: Vocabulary) -> Direct | None:
     """Read an ordinary checkpoint, or return None: for torch.load to read."""
     try:
         if source.data[: len(MAGIC)] == MAGIC:
-            return Direct(*read_legacy(source, request))
-        return _read_zip(source, request)
+            return Direct(*read_legacy(source, request, vocabulary))
+        return _read_zip(source, request, vocabulary)
     except Exception:  # whatever is odd about a file, torch's own reader has the last word
         return None
 
 
-def _read_zip(source: WorkerSource, request: manifest.Request) -> Direct | None:
+def _read_zip(source: Source, request: manifest.Request, vocabulary: Vocabulary) -> Direct | None:
     archive = source.archive
     if archive is None:
         return None
     offset, size = archive.records["data.pkl"]
-    program = scan(bytes(source.view[offset : offset + size]), 0, ALLOWED)
+    program = scan(bytes(source.view[offset : offset + size]), 0, vocabulary)
     if program is None:
         return None
     storages = Stored(archive.records, crosses=request.tensors)
-    root, nodes = describe(execute(program.code, storages), request.max_nodes)
+    root, nodes = describe(execute(program.code, storages, vocabulary), request.max_nodes)
     if not archive.is_intact(source):
         return None
     return Direct(manifest.Graph(root, nodes, storages.table), "zip", program.globals)

@@ -13,192 +13,29 @@ from __future__ import annotations
 
 import _pickle
 import io
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-import msgspec
-import torch
-from torch import _weights_only_unpickler
-
-from isoload import manifest
-from isoload.manifest import Node, Tensor
-
-from .direct_scan import MODULE, full_name
-
-MAX_DIMS = 16
-_MAX_LOCATION = 300
-_TRAINABLE = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
-
-
-class Unusual(Exception):
-    """Not what an ordinary checkpoint holds: for torch to decide."""
-
-
-class Kind(msgspec.Struct, eq=False, gc=False):
-    """What stands for a storage class: the dtype that its name says."""
-
-    dtype: int
-    itemsize: int
-
-
-class Mention(msgspec.Struct, eq=False, gc=False):
-    """A storage where the file names it: the number of its persistent id. Two may be of one."""
-
-    number: int
-
-
-class Bytes(msgspec.Struct, eq=False, gc=False):
-    """A storage: its place in the manifest, and the dtype under which the file first named it."""
-
-    index: int
-    kind: Kind
-    offset: int
-    nbytes: int
-
-
-class View(msgspec.Struct, eq=False, gc=False):
-    """A tensor, as the file asked for it.
-
-    `args`: (mention of a storage, offset, size, stride, requires_grad, hooks, dtype)."""
-
-    args: tuple[Any, ...]
-    parameter: bool = False
-    node: Tensor | None = None
-    index: int = manifest.NONE
-
-
-class Plain(msgspec.Struct, eq=False, gc=False):
-    """A value whose node is known at once, and that cannot be called: torch.Size, torch.device."""
-
-    node: Node
-
-
-class Buffer(msgspec.Struct, eq=False):
-    """A bytearray: no key of a dict, as in Python."""
-
-    node: Node
-    __hash__ = None  # type: ignore[assignment]  # as Python's own reference says it is done
-
-
-class FileList(list[Any]):
-    """A list that takes no item by index: torch's unpickler refuses SETITEM on lists."""
-
-    __slots__ = ()
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise Unusual
-
-
-class Ordered(OrderedDict[Any, Any]):
-    """The file's OrderedDict. What a rewritten BUILD hands over here, other objects refuse."""
-
-    __slots__ = ()
-
-    def __setstate__(self, pair: Any) -> None:
-        state, marker = pair
-        if marker is not _BUILD or type(state) is not dict:
-            raise Unusual
-        self.__dict__.update(state)
-
-
-_DTYPES = {
-    name: (getattr(torch, name), index)
-    for index, name in enumerate(manifest.DTYPES)
-    if isinstance(getattr(torch, name, None), torch.dtype)
-}
-_ORDINARY = (
-    *(*_TRAINABLE, "uint8", "int8", "int16", "int32", "int64", "bool"),
-    *(
-        "uint16",
-        "uint32",
-        "uint64",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "float8_e4m3fnuz",
-        "float8_e5m2fnuz",
-    ),
+from .direct_scan import MODULE
+from .stand_ins import (
+    BUILD,
+    Bytes,
+    Dtype,
+    FileList,
+    Kind,
+    Mention,
+    Ordered,
+    Unusual,
+    View,
+    check_location,
 )
-KINDS = {
-    dtype: Kind(index, dtype.itemsize)
-    for dtype, index in (_DTYPES[name] for name in _ORDINARY if name in _DTYPES)
-}
-MAY_TRAIN = frozenset(_DTYPES[name][1] for name in _TRAINABLE)
-_STORAGES = {
-    f"torch.{name}": KINDS[dtype]
-    for name, dtype in torch.storage._storage_type_to_dtype_map().items()
-    if dtype in KINDS
-}
-_UNTYPED = Kind(manifest.DTYPES.index("uint8"), 1)
-_BUILD = object()
+from .vocabulary import REBUILD, UNTYPED, Vocabulary
 
 Column = Sequence[Any]
 Storages = Callable[[Column, Column, Column, Column], list[Bytes]]
 """(storage classes, keys, locations, numbers of elements), an item for each time that the program
 names a storage → the storages. Raises `Unusual`. The numbers may be anything."""
-
-
-def check_location(location: str) -> None:
-    """A tag that may cross: short and printable. What is on the meta device has no bytes at all."""
-    if len(location) > _MAX_LOCATION or not location.isprintable() or location == "meta":
-        raise Unusual
-
-
-def _size(*args: Any) -> Plain:
-    (dims,) = args
-    if type(dims) is not tuple or not set(map(type, dims)) <= {int} or len(dims) > MAX_DIMS:
-        raise Unusual
-    if not all(0 <= dim < 1 << 63 for dim in dims):
-        raise Unusual
-    return Plain(manifest.Size(list(dims)))
-
-
-def _encoded(*args: Any) -> bytes:
-    text, encoding = args
-    if type(text) is not str or encoding != "latin1":
-        raise Unusual
-    return text.encode("latin1")
-
-
-def _bytearray(*args: Any) -> Buffer:
-    kinds = tuple(map(type, args))
-    if kinds == (str, str) and args[1] == "latin-1":
-        args = (args[0].encode("latin-1"),)
-    elif kinds not in ((), (bytes,)):
-        raise Unusual
-    return Buffer(manifest.ByteArray(*args or (b"",)))
-
-
-def _device(*args: Any) -> Plain:
-    if not args or type(args[0]) is not str or not set(map(type, args[1:])) <= {int}:
-        raise Unusual
-    return Plain(manifest.Named("device", str(torch.device(*args))))
-
-
-_SHARED: dict[str, Any] = {
-    "collections.OrderedDict": Ordered,
-    "collections.Counter": Counter,
-    "builtins.set": set,
-    "builtins.complex": complex,
-    "builtins.bytearray": _bytearray,
-    "_codecs.encode": _encoded,
-    "torch.Size": _size,
-    "torch.device": _device,
-    "torch.storage.UntypedStorage": _UNTYPED,
-    **_STORAGES,
-    **{f"torch.{name}": dtype for name, (dtype, _) in _DTYPES.items()},
-}
-_REBUILD = (
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-    "torch._utils._rebuild_parameter",
-)
-_TORCHS = _weights_only_unpickler._get_allowed_globals()
-
-ALLOWED = frozenset(name for name in (*_SHARED, *_REBUILD) if name in _TORCHS)
-"""The globals that are read here: a part of torch's own table, under the names they have there."""
 
 
 class Made(NamedTuple):
@@ -209,7 +46,9 @@ class Made(NamedTuple):
     storages: list[Bytes]
 
 
-def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
+def execute(
+    code: bytes, storages: Storages, vocabulary: Vocabulary, *, legacy: bool = False
+) -> Made:
     """Run a scanned program. Raises `Unusual`, and whatever the C unpickler has to say of it.
 
     A storage's persistent id is ("storage", class, key, location, elements); in legacy files a
@@ -231,7 +70,7 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
         return view
 
     def tensor_v3(*args: Any) -> View:
-        if type(args[6]) is not torch.dtype or len(args) != 7:
+        if type(args[6]) is not Dtype or len(args) != 7:
             raise Unusual
         view = View(args)
         add_view(view)
@@ -250,15 +89,16 @@ def execute(code: bytes, storages: Storages, *, legacy: bool = False) -> Made:
         add_id(pid)
         return Mention(number)
 
-    table = {name: _SHARED[name] for name in ALLOWED if name in _SHARED}
-    table |= dict(zip(_REBUILD, (tensor, tensor_v2, tensor_v3, parameter), strict=True))
+    makers = zip(REBUILD, (tensor, tensor_v2, tensor_v3, parameter), strict=True)
+    table = vocabulary.table | dict(makers)
+    full_name = vocabulary.full_name
 
     class Unpickler(_pickle.Unpickler):
         persistent_load = staticmethod(mention)
 
         def find_class(self, module: str, name: str) -> Any:
             if module == MODULE:
-                return {"list": FileList, "build": _BUILD}[name]
+                return {"list": FileList, "build": BUILD}[name]
             return table[full_name(module, name)]
 
     root = Unpickler(io.BytesIO(code), encoding="utf-8").load()
@@ -274,7 +114,7 @@ def _find(ids: list[Any], storages: Storages, legacy: bool) -> list[Bytes]:
         raise Unusual
     if set(map(type, kinds)) != {Kind}:
         raise Unusual
-    if legacy and (_UNTYPED in set(kinds) or any(view is not None for view in rest[0])):
+    if legacy and (UNTYPED in set(kinds) or any(view is not None for view in rest[0])):
         raise Unusual
     for location in set(locations):
         check_location(location)

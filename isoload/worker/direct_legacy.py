@@ -22,10 +22,12 @@ from dataclasses import dataclass
 from isoload import manifest
 from sandbox import create_memfd, seal
 
-from .direct_graph import ALLOWED, Bytes, Column, Kind, Unusual, execute
+from .direct_graph import Column, execute
 from .direct_nodes import describe
 from .direct_scan import Program, scan
 from .direct_zip import Source
+from .stand_ins import Bytes, Kind, Unusual
+from .vocabulary import Vocabulary
 
 MAGIC = manifest.LEGACY_MAGIC + b"\x80\x02M\xe9\x03."
 """torch.serialization's MAGIC_NUMBER and PROTOCOL_VERSION, as pickles."""
@@ -74,19 +76,19 @@ class _Streamed:
 
 
 def read_legacy(
-    source: Source, request: manifest.Request
+    source: Source, request: manifest.Request, vocabulary: Vocabulary
 ) -> tuple[manifest.Graph, str, list[str], int | None]:
     """(graph, "legacy", globals, arena). Raises `Unusual`, or what else stands in the way."""
     stream = source.data
     if stream[: len(MAGIC)] != MAGIC:
         raise Unusual
-    system = _scan(stream, len(MAGIC))
-    execute(system.code, _no_storage)
-    program = _scan(stream, system.end)
+    system = _scan(stream, len(MAGIC), vocabulary)
+    execute(system.code, _no_storage, vocabulary)
+    program = _scan(stream, system.end, vocabulary)
     storages = _Streamed()
-    made = execute(program.code, storages, legacy=True)
-    last = _scan(stream, program.end)
-    keys = execute(last.code, _no_storage).root
+    made = execute(program.code, storages, vocabulary, legacy=True)
+    last = _scan(stream, program.end, vocabulary)
+    keys = execute(last.code, _no_storage, vocabulary).root
     _locate(source, storages, keys, last.end)
     placed, runs, size = _place(source, storages, request)
     root, nodes = describe(made, request.max_nodes)
@@ -94,8 +96,8 @@ def read_legacy(
     return graph, "legacy", program.globals, _copy(source, runs, size) if runs else None
 
 
-def _scan(stream: mmap.mmap | bytes, start: int) -> Program:
-    program = scan(stream, start, ALLOWED)
+def _scan(stream: mmap.mmap | bytes, start: int, vocabulary: Vocabulary) -> Program:
+    program = scan(stream, start, vocabulary)
     if program is None:
         raise Unusual
     return program

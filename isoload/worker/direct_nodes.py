@@ -13,20 +13,17 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, cast
 
-import torch
-
 from isoload import manifest
 from isoload.manifest import PARAMETER, REQUIRES_GRAD, Node, Tensor
 
-from .direct_graph import (
-    KINDS,
+from .direct_graph import Made
+from .stand_ins import (
     MAX_DIMS,
-    MAY_TRAIN,
     Buffer,
     Bytes,
+    Dtype,
     FileList,
     Kind,
-    Made,
     Mention,
     Ordered,
     Plain,
@@ -76,17 +73,17 @@ def _check_views(views: list[View], storages: list[Bytes]) -> None:
         view.node = Tensor(storage.index, kind.dtype, offset, size, stride)
     if True in grads or any(view.parameter for view in views):
         for view, kind, grad in zip(views, kinds, grads, strict=True):
-            if grad and kind.dtype not in MAY_TRAIN:
+            if grad and not kind.trains:
                 raise Unusual
             flags = PARAMETER * view.parameter | REQUIRES_GRAD * grad
             cast("Tensor", view.node).flags = flags
 
 
-def _kind(kind: Kind, dtype: torch.dtype | None, storage: Bytes) -> Kind:
+def _kind(kind: Kind, dtype: Dtype | None, storage: Bytes) -> Kind:
     """What a view sees its storage as, where it names a dtype of its own."""
     if dtype is None:
         return kind
-    seen = KINDS.get(dtype)
+    seen = dtype.kind
     if seen is None or storage.offset % seen.itemsize:
         raise Unusual
     return seen
@@ -241,7 +238,7 @@ _CONVERTERS: dict[type, Callable[[Any], Node]] = {
     str: _text,
     bytes: manifest.Bytes,
     complex: lambda made: manifest.Complex(made.real, made.imag),
-    torch.dtype: lambda made: manifest.Named("dtype", str(made).removeprefix("torch.")),
+    Dtype: lambda made: manifest.Named("dtype", made.name),
     Plain: lambda made: made.node,
     Buffer: lambda made: made.node,
     FileList: lambda _: manifest.List([]),

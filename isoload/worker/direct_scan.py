@@ -28,10 +28,9 @@ from __future__ import annotations
 import mmap
 import re
 import sys
-from collections.abc import Container
 from typing import NamedTuple
 
-from torch._utils import IMPORT_MAPPING, NAME_MAPPING
+from .vocabulary import Vocabulary
 
 MODULE = "isoload"
 """The module of the two globals that the rewritten program names. No table that a file's names are
@@ -84,16 +83,7 @@ _RUNS = (
 """By the bytes of a program, which bound the memo indices that it needs."""
 
 
-def full_name(module: str, name: str) -> str:
-    """A global's name as torch looks it up: names of Python 2 are mapped, as torch maps them."""
-    if (module, name) in NAME_MAPPING:
-        module, name = NAME_MAPPING[(module, name)]
-    elif module in IMPORT_MAPPING:
-        module = IMPORT_MAPPING[module]
-    return f"{module}.{name}"
-
-
-def scan(data: bytes | mmap.mmap, start: int, allowed: Container[str]) -> Program | None:
+def scan(data: bytes | mmap.mmap, start: int, vocabulary: Vocabulary) -> Program | None:
     """The program at `start`, or None where torch should have a look at it itself."""
     if data[start : start + 2] != _PROTOCOL:
         return None
@@ -118,8 +108,8 @@ def scan(data: bytes | mmap.mmap, start: int, allowed: Container[str]) -> Progra
             found = _GLOBAL.match(data, at)
             if found is None:
                 return None
-            name = full_name(found[1].decode(), found[2].decode())
-            if name not in allowed:
+            name = vocabulary.full_name(found[1].decode(), found[2].decode())
+            if name not in vocabulary.allowed:
                 return None
             names[name] = None
             at = found.end()

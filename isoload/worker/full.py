@@ -11,8 +11,8 @@ import warnings
 import torch
 
 from .reading import Reading
-from .source import WorkerSource
 from .tags import Tags
+from .torch_source import WorkerSource
 
 
 def load_full(source: WorkerSource, reading: Reading) -> object:

@@ -24,16 +24,16 @@ from isoload import manifest
 from . import inert_scan
 from .context import Context
 from .describe import describe
-from .direct_graph import Unusual, check_location
-from .direct_scan import full_name
 from .direct_zip import Archive
 from .inert import InertUnpickler
 from .makers.views import LEAN
 from .persistent import storage_id
 from .reading import Reading
-from .source import WorkerSource
+from .stand_ins import Unusual, check_location
 from .tags import Tags
+from .torch_source import WorkerSource
 from .views import Span, View
+from .vocabulary import own_vocabulary
 from .weights_only import refused_globals
 
 _NOTHING: tuple[()] = ()
@@ -86,6 +86,7 @@ def _read(source: WorkerSource, request: manifest.Request) -> Inert | None:
     pickled = bytes(source.view[offset : offset + size])
     program = inert_scan.scan(pickled)
     known = _weights_only_unpickler._get_allowed_globals()
+    full_name = own_vocabulary().full_name
     if program is None or all(full_name(*name) in known for name in program.globals):
         return None
     if not archive.is_intact(source):

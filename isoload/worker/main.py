@@ -20,7 +20,7 @@ from .archive import first_line
 from .describe import describe
 from .readers import read
 from .reading import Failure, Reading, is_out_of_memory
-from .source import WorkerSource
+from .torch_source import WorkerSource
 
 _held: list[object] = []
 """What was read, until the worker is killed: to let go of it would take time from the reply."""

@@ -14,7 +14,8 @@ from .direct import read_direct
 from .formats import gzip_, legacy, numpy_, safetensors_, tar_, zip_
 from .ladder import WEIGHTS_ONLY
 from .reading import Reading
-from .source import WorkerSource
+from .torch_source import WorkerSource
+from .vocabulary import own_vocabulary
 
 Format = Callable[[WorkerSource, manifest.Request, Reading], None]
 
@@ -51,7 +52,7 @@ def _read_format(source: WorkerSource, request: manifest.Request, reading: Readi
 
 
 def _read_directly(source: WorkerSource, request: manifest.Request, reading: Reading) -> bool:
-    direct = read_direct(source, request)
+    direct = read_direct(source, request, own_vocabulary())
     if direct is None:
         return False
     reading.graph, reading.arena = direct.graph, direct.arena

@@ -4,18 +4,16 @@ Readers take bytes from here and from nowhere else. The descriptor's own offset 
 parent and is therefore never moved: files handed to torch read from the mapping.
 """
 
-# mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import io
 import mmap
 import os
-import warnings
 from contextlib import suppress
 from functools import cached_property
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
-import torch
+import numpy as np
 
 from .direct_zip import CRC_LIMIT, Archive, read_archive
 
@@ -64,7 +62,10 @@ class MappedFile(io.RawIOBase):
         return count
 
 
-class WorkerSource:
+_S = TypeVar("_S", bound="Source")
+
+
+class Source:
     """The bytes of one checkpoint: a descriptor's, or (`held`) in memory. `size` in bytes.
 
     `lead`: the bytes that come before the first in the segment on which the parent lays tensors."""
@@ -76,7 +77,7 @@ class WorkerSource:
         self._held = held
 
     @classmethod
-    def of_bytes(cls, held: bytes) -> WorkerSource:
+    def of_bytes(cls: type[_S], held: bytes) -> _S:
         """A file within a file: it has no descriptor, and nothing may point into it."""
         return cls(-1, held)
 
@@ -96,23 +97,6 @@ class WorkerSource:
         """The whole file, without a copy."""
         return memoryview(self.data)
 
-    @cached_property
-    def storage(self) -> torch.UntypedStorage:
-        """The whole file as one storage; slices of it are the mapping itself. Not to be written."""
-        if not self.size:
-            return torch.UntypedStorage(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that the mapping is read-only
-            return torch.frombuffer(self.view, dtype=torch.uint8).untyped_storage()
-
-    @cached_property
-    def zeros(self) -> torch.UntypedStorage:
-        """As many zeros as the file has bytes. They take no memory; never to be written."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            held = mmap.mmap(-1, max(self.size, 1), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-            return torch.frombuffer(memoryview(held), dtype=torch.uint8).untyped_storage()
-
     @property
     def mapping(self) -> tuple[int, int]:
         """Where the source segment lies, as this process maps it: (address, bytes)."""
@@ -121,7 +105,8 @@ class WorkerSource:
     @property
     def address(self) -> int:
         """Where the first byte lies in this process."""
-        return int(self.storage.data_ptr())
+        array = np.frombuffer(self.view, np.uint8)
+        return int(array.__array_interface__["data"][0])
 
     @cached_property
     def archive(self) -> Archive | None:

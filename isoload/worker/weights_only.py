@@ -19,8 +19,8 @@ from torch import _weights_only_unpickler
 from .archive import ZipArchive, first_line
 from .jagged import nested_tensor_class
 from .reading import Reading
-from .source import WorkerSource
 from .tags import Tags
+from .torch_source import WorkerSource
 
 _GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed global")
 _NEEDS_IMPORT = "must be imported to load nested jagged tensors"

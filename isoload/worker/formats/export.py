@@ -22,8 +22,8 @@ from ..makers import Decline
 from ..makers.tensors import check_extent
 from ..persistent import typed
 from ..reading import Damaged, Reading, Unsupported
-from ..source import WorkerSource
 from ..tags import Tags
+from ..torch_source import WorkerSource
 from .members import Members
 from .within import read_within
 

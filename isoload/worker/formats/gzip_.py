@@ -9,7 +9,7 @@ from collections.abc import Callable
 from isoload import manifest
 
 from ..reading import Damaged, Reading, TooMuch
-from ..source import WorkerSource
+from ..torch_source import WorkerSource
 
 _CHUNK = 1 << 20
 _LEAST = 256 << 20

@@ -20,8 +20,8 @@ from ..inert import Context, InertUnpickler
 from ..ladder import FULL, INERT, WEIGHTS_ONLY, Rung, climb
 from ..persistent import storage_id, typed
 from ..reading import Damaged, Reading
-from ..source import WorkerSource
 from ..tags import Tags
+from ..torch_source import WorkerSource
 from ..weights_only import load_legacy, note_globals
 from . import plain
 

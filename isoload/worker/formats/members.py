@@ -11,7 +11,7 @@ import zlib
 
 from ..archive import MAX_RATIO, first_line
 from ..reading import Damaged, TooMuch
-from ..source import WorkerSource
+from ..source import Source
 
 _MAX_MEMBERS = 100_000
 codecs.lookup("cp437")  # zipfile imports it for old names: not once a file is open
@@ -20,7 +20,7 @@ codecs.lookup("cp437")  # zipfile imports it for old names: not once a file is o
 class Members:
     """The members of a plain zip: `names` in their order."""
 
-    def __init__(self, source: WorkerSource) -> None:
+    def __init__(self, source: Source) -> None:
         try:
             self._zip = zipfile.ZipFile(source.file())
         except (zipfile.BadZipFile, ValueError, OSError) as error:

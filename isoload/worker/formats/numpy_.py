@@ -11,7 +11,8 @@ from isoload import manifest
 
 from ..archive import first_line
 from ..reading import Damaged, Reading, Unsupported
-from ..source import MappedFile, WorkerSource
+from ..source import MappedFile
+from ..torch_source import WorkerSource
 from .members import Members
 
 MAGIC = b"\x93NUMPY"

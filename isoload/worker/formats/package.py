@@ -13,8 +13,8 @@ from ..inert import Context, InertUnpickler
 from ..ladder import INERT, Rung, climb
 from ..persistent import RecordStorages
 from ..reading import Damaged, Reading
-from ..source import WorkerSource
 from ..tags import Tags
+from ..torch_source import WorkerSource
 
 MARK = ".data/extern_modules"
 """Every package has this record."""

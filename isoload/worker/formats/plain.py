@@ -7,8 +7,8 @@ from isoload import manifest
 from ..inert import Context, InertUnpickler
 from ..ladder import INERT, Rung, climb
 from ..reading import Damaged, Failure, Reading, Unsupported
-from ..source import WorkerSource
 from ..tags import Tags
+from ..torch_source import WorkerSource
 
 _PROTO = 0x80
 _MAX_STREAMS = 100

@@ -19,7 +19,7 @@ from isoload import manifest
 
 from ..archive import first_line
 from ..reading import Damaged, Reading, Unsupported
-from ..source import WorkerSource
+from ..torch_source import WorkerSource
 
 _LENGTH = 8
 _DTYPES = {

@@ -22,8 +22,8 @@ from ..makers import Decline
 from ..makers.tensors import check_extent
 from ..persistent import typed
 from ..reading import Damaged, Reading, Unsupported
-from ..source import WorkerSource
 from ..tags import Tags
+from ..torch_source import WorkerSource
 
 _MEMBERS = ("storages", "tensors", "pickle")
 _MAX_DIMS = 64

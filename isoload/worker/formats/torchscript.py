@@ -21,8 +21,8 @@ from ..ladder import INERT, Rung, climb
 from ..persistent import RecordStorages, typed
 from ..reading import Damaged, Reading
 from ..recorded import Recorded
-from ..source import WorkerSource
 from ..tags import Tags
+from ..torch_source import WorkerSource
 
 _JSON_DTYPES = {
     "FLOAT": torch.float32, "DOUBLE": torch.float64, "FLOAT16": torch.float16,

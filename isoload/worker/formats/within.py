@@ -9,7 +9,7 @@ from ..archive import ZipArchive
 from ..inert import Context, InertUnpickler
 from ..persistent import RecordStorages
 from ..reading import Damaged
-from ..source import WorkerSource
+from ..torch_source import WorkerSource
 from .legacy import read_inert
 
 

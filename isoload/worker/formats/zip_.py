@@ -17,8 +17,8 @@ from ..inert_direct import Inert, read_inert
 from ..ladder import FULL, INERT, WEIGHTS_ONLY, Rung, climb
 from ..persistent import RecordStorages
 from ..reading import Damaged, Reading, Unsupported
-from ..source import WorkerSource
 from ..tags import Tags
+from ..torch_source import WorkerSource
 from ..weights_only import SCANNED, load_zip, note_globals
 from . import export, numpy_, package, torchscript
 from .members import Members

@@ -13,8 +13,9 @@ import torch
 
 from isoload.manifest import PARAMETER, REQUIRES_GRAD
 
-from ..direct_graph import KINDS, MAX_DIMS, MAY_TRAIN, Unusual
+from ..stand_ins import MAX_DIMS, Unusual
 from ..views import Span, View
+from ..vocabulary import own_vocabulary
 from .arrays import ARRAYS
 from .base import Args, Maker, Owner, Table
 from .indirect import INDIRECT
@@ -22,6 +23,7 @@ from .layouts import LAYOUTS
 from .standard import STANDARD
 from .tensors import TENSORS, check_extent, drop_hooks
 
+_KINDS = {getattr(torch, name): kind for name, kind in own_vocabulary().kinds.items()}
 _LARGEST = 1 << 40
 """No size, stride or offset of a real tensor is more, and no arithmetic overflows below it."""
 
@@ -81,7 +83,7 @@ def _rebuild_parameter(owner: Owner, args: Args) -> View:
 
 def _view(owner: Owner, args: Args, dtype: torch.dtype) -> View:
     span, offset, size, stride, requires_grad, hooks = args
-    _require(type(span) is Span and dtype in KINDS and type(offset) is int)
+    _require(type(span) is Span and dtype in _KINDS and type(offset) is int)
     _require(type(size) is tuple and type(stride) is tuple and len(size) <= MAX_DIMS)
     dims, steps = check_extent(_storage(span), dtype, offset, size, stride)
     _require(max((offset, *dims, *steps)) < _LARGEST)
@@ -100,7 +102,7 @@ def _grad(dtype: torch.dtype, requires_grad: object) -> int:
     _require(type(requires_grad) is bool)
     if not requires_grad:
         return 0
-    _require(KINDS[dtype].dtype in MAY_TRAIN)
+    _require(_KINDS[dtype].trains)
     return REQUIRES_GRAD
 
 

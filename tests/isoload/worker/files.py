@@ -18,8 +18,8 @@ from isoload.worker import readers
 from isoload.worker.context import Context
 from isoload.worker.inert import InertUnpickler
 from isoload.worker.reading import Failure, Reading
-from isoload.worker.source import WorkerSource
 from isoload.worker.tags import Tags
+from isoload.worker.torch_source import WorkerSource
 
 CORPUS = Path(__file__).resolve().parents[4] / "shared" / "corpus"
 
@@ -66,7 +66,7 @@ def read(
 
 def root(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The object itself: the reader that makes no objects is left out."""
-    monkeypatch.setattr(readers, "read_direct", lambda source, request: None)
+    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
     return read(data).root
 
 

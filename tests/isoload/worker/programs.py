@@ -14,7 +14,8 @@ from torch import _weights_only_unpickler
 
 from isoload import manifest
 from isoload.worker.direct import Direct, read_direct
-from isoload.worker.source import WorkerSource
+from isoload.worker.torch_source import WorkerSource
+from isoload.worker.vocabulary import own_vocabulary
 from sandbox.memfd import check_segment, create_memfd, seal
 
 REQUEST = manifest.Request(fallback="none")
@@ -38,7 +39,7 @@ def saved(value: Any, **kwargs: Any) -> bytes:
 
 def direct(data: bytes, request: manifest.Request = REQUEST, *, lead: int = 0) -> Direct | None:
     """What the direct reader makes of a snapshot of the bytes."""
-    return read_direct(source_of(data, lead), request)
+    return read_direct(source_of(data, lead), request, own_vocabulary())
 
 
 def segments(data: bytes, read: Direct, *, lead: int = 0) -> list[memoryview]:

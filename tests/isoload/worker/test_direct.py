@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from isoload import manifest
 from isoload.worker import direct_graph, direct_nodes, direct_scan
-from isoload.worker.direct import read_direct
 from isoload.worker.direct_zip import Stored
+from isoload.worker.vocabulary import own_vocabulary
 
 from .graphs import Difference, build, compare
 from .programs import (
     RECORDS,
-    REQUEST,
     archive,
     direct,
     mutated,
@@ -28,7 +27,6 @@ from .programs import (
     record,
     saved,
     segments,
-    source_of,
     torch_load,
     torch_run,
 )
@@ -370,12 +368,14 @@ def lay_out(records: dict[str, bytes]) -> tuple[dict[str, tuple[int, int]], memo
 
 
 def run_direct(pickled: bytes, records: dict[str, tuple[int, int]]) -> manifest.Graph | None:
-    program = direct_scan.scan(pickled, 0, direct_graph.ALLOWED)
+    program = direct_scan.scan(pickled, 0, own_vocabulary())
     if program is None:
         return None
     storages = Stored(records, crosses=True)
     try:
-        root, nodes = direct_nodes.describe(direct_graph.execute(program.code, storages), 100_000)
+        root, nodes = direct_nodes.describe(
+            direct_graph.execute(program.code, storages, own_vocabulary()), 100_000
+        )
     except Exception:
         return None
     return manifest.Graph(root, nodes, storages.table)
@@ -469,4 +469,4 @@ def test_a_big_endian_file_is_handed_over() -> None:
 
 
 def test_an_empty_source_is_handed_over() -> None:
-    assert read_direct(source_of(b""), REQUEST) is None
+    assert direct(b"") is None

@@ -75,31 +75,37 @@ class _Unseekable(io.RawIOBase):
         return self._file.write(data)
 
 
-def wide(data: bytes) -> bytes:
-    """The same archive, with the first entry's header offset given in 64 bits, as for large
-    files."""
-    first = data.index(b"PK\1\2")
-    name, extra = struct.unpack_from("<HH", data, first + 28)
-    entry = bytearray(data[first : first + 46 + name + extra])
-    (header,) = struct.unpack_from("<I", entry, 42)
-    struct.pack_into("<I", entry, 42, 0xFFFFFFFF)
-    field = struct.pack("<HHQ", 1, 8, header)
-    struct.pack_into("<H", entry, 30, len(field))
-    entry = entry[: 46 + name] + field
-    grown = len(entry) - (46 + name + extra)
-    data = data[:first] + bytes(entry) + data[first + 46 + name + extra :]
-    tail = bytearray(data)
-    end = len(tail) - 22
-    (size,) = struct.unpack_from("<I", tail, end + 12)
-    if size != 0xFFFFFFFF:
-        struct.pack_into("<I", tail, end + 12, size + grown)
-    end64 = data.find(b"PK\6\6", first)
-    if end64 >= 0:
-        (size,) = struct.unpack_from("<Q", tail, end64 + 40)
-        struct.pack_into("<Q", tail, end64 + 40, size + grown)
-        (place,) = struct.unpack_from("<Q", tail, end - 20 + 8)
-        struct.pack_into("<Q", tail, end - 20 + 8, place + grown)
-    return bytes(tail)
+def wide(data: bytes, *fields: str, entries: int = 1_000_000) -> bytes:
+    """The same archive, with these fields of the first entries given in 64 bits, as for large files
+    ("size": packed and unpacked; "header": the offset of the record's own)."""
+    start = data.index(b"PK\1\2")
+    tail = data.index(b"PK\6\6", start) if b"PK\6\6" in data[start:] else len(data) - 22
+    made, at, number = bytearray(), start, 0
+    while at < tail:
+        name, extra, comment = struct.unpack_from("<HHH", data, at + 28)
+        end = at + 46 + name + extra + comment
+        entry = bytearray(data[at:end])
+        if number < entries:
+            values = []
+            if "size" in fields:
+                values += struct.unpack_from("<II", entry, 20)
+                struct.pack_into("<II", entry, 20, *[0xFFFFFFFF] * 2)
+            if "header" in fields:
+                values += struct.unpack_from("<I", entry, 42)
+                struct.pack_into("<I", entry, 42, 0xFFFFFFFF)
+            field = struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values)
+            struct.pack_into("<H", entry, 30, len(field))
+            entry = entry[: 46 + name] + field
+        made += entry
+        at, number = end, number + 1
+    last = bytearray(data[tail:])
+    end = len(last) - 22
+    if struct.unpack_from("<I", last, end + 12)[0] != 0xFFFFFFFF:
+        struct.pack_into("<I", last, end + 12, len(made))
+    if tail < len(data) - 22:
+        struct.pack_into("<Q", last, 40, len(made))
+        struct.pack_into("<Q", last, end - 20 + 8, start + len(made))
+    return data[:start] + bytes(made) + bytes(last)
 
 
 WHOLE = saved(VALUE)
@@ -108,8 +114,11 @@ SEEDS = {
     "one record": archive(b"\x80\x02N."),
     "zipfile": rezipped(WHOLE),
     "data descriptors": rezipped(WHOLE, streamed=True),
-    "64 bits": wide(WHOLE),
-    "64 bits of zipfile": wide(rezipped(WHOLE)),
+    "64 bits": wide(WHOLE, "header", entries=1),
+    "64 bits of all": wide(WHOLE, "size", "header"),
+    "64 bits of sizes": wide(WHOLE, "size"),
+    "64 bits of zipfile": wide(rezipped(WHOLE), "header", entries=1),
+    "64 bits of all of zipfile": wide(rezipped(WHOLE), "size", "header"),
     "names of all kinds": rezipped(WHOLE, more={"data/x y": b"1", "~": b"2", "a/b/c.pkl": b"3"}),
 }
 
@@ -146,13 +155,14 @@ def test_a_damaged_zip_is_read_as_torch_reads_it_or_handed_over(name: str) -> No
     assert 0 < differential(random.Random(7), SEEDS[name], 2_000) < 2_000
 
 
-@pytest.mark.parametrize("name", ["torch", "zipfile", "64 bits", "data descriptors"])
+@pytest.mark.parametrize("name", ["torch", "zipfile", "64 bits", "sizes", "data descriptors"])
 def test_every_byte_of_a_header_changed_is_read_as_torch_reads_it_or_handed_over(name: str) -> None:
     one = archive(b"\x80\x02N.")
     whole = {
         "torch": one,
         "zipfile": rezipped(one),
-        "64 bits": wide(one),
+        "64 bits": wide(one, "header"),
+        "sizes": wide(one, "size", "header", entries=2),
         "data descriptors": rezipped(one, streamed=True),
     }[name]
     for at in [*range(60), *range(whole.index(b"PK\1\2"), len(whole))]:

@@ -198,7 +198,7 @@ def test_the_inert_reader_gives_what_weights_only_gives(
     name: str, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write(GRAPHS[name])
-    monkeypatch.setattr(readers, "read_direct", lambda source, request: None)
+    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
     first = _described(data)
     climb = ladder.climb
 

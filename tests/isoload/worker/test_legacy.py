@@ -61,7 +61,7 @@ def test_views_of_one_storage_share_it(reader: str, monkeypatch: pytest.MonkeyPa
     value: dict[str, object] = {"whole": tensor(None), "part": tensor(("8", 2, 3))}
     if reader == "inert":
         value["more"] = range(3)
-    monkeypatch.setattr(readers, "read_direct", lambda source, request: None)
+    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
     reading = read(_file(value, {"7": FLOATS}))
     assert reading.reader == reader
     assert isinstance(reading.root, dict)
@@ -137,7 +137,7 @@ def test_the_saved_tag_is_kept_for_each_storage(tag: str, monkeypatch: pytest.Mo
     data = legacy({"a": torch.ones(2), "b": torch.ones(3)})
     old = b"X\x03\x00\x00\x00cpu"
     tagged = data.replace(old, b"X" + struct.pack("<I", len(tag)) + tag.encode())
-    monkeypatch.setattr(readers, "read_direct", lambda source, request: None)
+    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
     reading = read(tagged)
     assert reading.reader == "weights_only"
     assert isinstance(reading.root, dict)

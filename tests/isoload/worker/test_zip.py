@@ -80,7 +80,7 @@ def test_a_big_endian_file_is_swapped_and_does_not_point_into_the_source(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     big = _with("byteorder", lambda held: b"big")
-    monkeypatch.setattr(readers, "read_direct", lambda source, request: None)
+    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
     with source_of(big) as source:
         reading = readers.read(source, manifest.Request(fallback="inert"))
         assert isinstance(reading.root, dict)
@@ -91,7 +91,7 @@ def test_a_big_endian_file_is_swapped_and_does_not_point_into_the_source(
 
 
 def test_a_stored_record_is_the_source_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "read_direct", lambda source, request: None)
+    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
     with source_of(DATA) as source:
         reading = readers.read(source, manifest.Request(fallback="none"))
         assert isinstance(reading.root, dict)
