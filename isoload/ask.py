@@ -1,6 +1,7 @@
-"""Ask a fresh worker what a source holds.
+"""Ask fresh workers what a source holds: a light one, and where that leaves the file to it, one
+that has torch.
 
-The worker is hostile from the moment it opens the file: its answer is bytes to decode, and its
+A worker is hostile from the moment it opens the file: its answer is bytes to decode, and its
 failure is words to make printable.
 """
 
@@ -31,8 +32,17 @@ from .policy import Policy
 from .report import Report, make_report
 from .source import Source
 
-_ENTRY = "isoload.worker.main:main"
+_LIGHT_ENTRY = "isoload.worker.light:main"
+_TORCH_ENTRY = "isoload.worker.main:main"
 _MAX_MESSAGE = 2000
+
+
+@dataclass(frozen=True)
+class Sandboxes:
+    """`light` has not imported torch: its workers are cheap, and are asked first."""
+
+    light: Sandbox
+    torch: Sandbox
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Answer:
 
 @contextmanager
 def ask(
-    box: Sandbox,
+    boxes: Sandboxes,
     source: Source,
     policy: Policy,
     limits: Limits,
@@ -74,7 +84,7 @@ def ask(
     *,
     tensors: bool,
 ) -> Iterator[Answer]:
-    """Have a fresh worker open the source. The reply's descriptors are closed afterwards."""
+    """Have fresh workers open the source. The replies' descriptors are closed afterwards."""
     request = m.Request(
         fallback=policy.fallback,
         tensors=tensors,
@@ -86,36 +96,44 @@ def ask(
     timings: dict[str, float] = {}
     fds: list[int] = []
 
-    def run(reserved: Reservation | None = None) -> Reply:
+    def run(box: Sandbox, entry: str) -> tuple[Reply, m.Reply]:
+        with translated(source.name):
+            reply = box.run(
+                entry, body, [source.fd], limits, require=policy.require, reserved=reserved
+            )
+        fds.extend(reply.fds)
+        with blame_worker(source.name):
+            return reply, wire.decode_reply(reply.data)
+
+    def consult() -> tuple[Reply, m.Reply]:
         started = time.perf_counter()
         try:
-            with translated(source.name):
-                reply = box.run(
-                    _ENTRY, body, [source.fd], limits, require=policy.require, reserved=reserved
-                )
+            reply, message = run(boxes.light, _LIGHT_ENTRY)
+            if isinstance(message, m.Passed):
+                return run(boxes.torch, _TORCH_ENTRY)
+            return reply, message
         finally:
             timings["worker"] = time.perf_counter() - started
-        fds.extend(reply.fds)
-        return reply
 
     try:
-        outcome: Reply | LimitError | WorkerError
+        outcome: tuple[Reply, m.Reply] | LimitError | WorkerError
         try:
-            outcome = run(reserved)
+            outcome = consult()
         except (LimitError, WorkerError) as error:
             outcome = error
         started = time.perf_counter()
-        if not source.settle():  # it read what is not there any more
-            outcome = run()
+        if not source.settle():  # they read what is not there any more
+            outcome = consult()
         elif source.copied:
             timings["snapshot"] = time.perf_counter() - started
-        if not isinstance(outcome, Reply):
+        if not isinstance(outcome, tuple):
             raise outcome
-        with blame_worker(source.name):
-            message = wire.decode_reply(outcome.data)
+        reply, message = outcome
+        if isinstance(message, m.Passed):
+            raise WorkerError(f"{source.name}: the worker broke the protocol: it left the file")
         if source.warning:
             message.reading.warnings.append(source.warning)
-        answer = Answer(source, outcome, message, timings)
+        answer = Answer(source, reply, message, timings)
         if isinstance(message, m.Failed):
             raise _failure(message, answer)
         yield answer

@@ -42,8 +42,8 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def warm_up() -> None:
-    """Start the zygote ahead of the first load, without waiting for it."""
-    _default()
+    """Start ahead of the first load what it needs, without waiting for it."""
+    _default().warm_up()
 
 
 def load(

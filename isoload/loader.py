@@ -16,19 +16,38 @@ import torch
 
 from sandbox import Sandbox, printable
 
-from .ask import ask, blame_worker, translated
+from .ask import Sandboxes, ask, blame_worker, translated
 from .check import check_graph
 from .opaque import find_state_dict
 from .placement import Device, Placement
 from .policy import Policy
+from .preparation import prepare
 from .rebuild import allowed_classes, rebuild
 from .report import Report
 from .segments import Segments
 from .source import SourceLike, check_sha256, is_at_hand, open_source
 
-_WARM_UP = "isoload.worker.rehearsal:prepare"
-_REHEARSAL = "isoload.worker.rehearsal:rehearse"
-_PRELOAD = ("torch", "numpy", "safetensors", "msgspec", "isoload.worker.main")
+_TORCH = ("torch", "numpy", "safetensors", "msgspec", "isoload.worker.main")
+
+
+def _sandboxes(spares: int, max_workers: int | None) -> Sandboxes:
+    light = Sandbox(
+        preload=("isoload.worker.light",),
+        warm_up="isoload.worker.light:prepare",
+        warm_up_data=prepare(),
+        rehearsal="isoload.worker.light:rehearse",
+        spares=spares,
+        max_workers=max_workers,
+    )
+    torch = Sandbox(
+        preload=_TORCH,
+        warm_up="isoload.worker.rehearsal:prepare",
+        rehearsal="isoload.worker.rehearsal:rehearse",
+        spares=spares,
+        beside=light,
+        reopens=False,
+    )
+    return Sandboxes(light, torch)
 
 
 @dataclass(frozen=True)
@@ -40,10 +59,11 @@ class Loaded:
 
 
 class Loader:
-    """Loads checkpoints, each in a fresh confined worker. Thread-safe; use it as a context manager.
+    """Loads checkpoints, each in fresh confined workers. Thread-safe; use it as a context manager.
 
     policy: for calls that name none (default `Policy.third_party()`)
-    spares: confined workers that are kept ready; each saves some milliseconds a load
+    spares: confined workers that are kept ready; each saves some milliseconds a load. Where files
+        need a worker with torch (not plain weights, not a pickled module), as many of those, too
     max_workers: how many may run at once; None: as many as the caller has threads
     """
 
@@ -55,14 +75,13 @@ class Loader:
         max_workers: int | None = None,
     ) -> None:
         self._policy = _checked_policy(policy, Policy())
-        self._sandbox = Sandbox(
-            preload=_PRELOAD,
-            warm_up=_WARM_UP,
-            rehearsal=_REHEARSAL,
-            spares=spares,
-            max_workers=max_workers,
-        )
-        self._sandbox.start()
+        self._boxes = _sandboxes(spares, max_workers)
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Begin to start what a load needs, without waiting for it."""
+        self._boxes.light.start()
+        self._boxes.torch.start(spares=False)  # they are kept once a file has needed one
 
     def __enter__(self) -> Loader:
         return self
@@ -71,8 +90,9 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End the zygote and every worker."""
-        self._sandbox.close()
+        """End the zygotes and every worker."""
+        self._boxes.torch.close()
+        self._boxes.light.close()
 
     def load(
         self,
@@ -103,15 +123,13 @@ class Loader:
         started = time.perf_counter()
         reopen = None if sha256 is not None and not mmap else self._reopen
         with (
-            self._sandbox.reserve(begin=reopen is not None and is_at_hand(f)) as reserved,
+            self._boxes.light.reserve(begin=reopen is not None and is_at_hand(f)) as reserved,
             open_source(f, mmap=mmap, max_source=policy.max_source, reopen=reopen) as source,
         ):
             timings = {"source": time.perf_counter() - started}
             digest = source.start_digest() if sha256 is not None else None
             limits = policy.limits.resolved(source.size)
-            with ask(
-                self._sandbox, source, policy, limits, allow, reserved, tensors=True
-            ) as answer:
+            with ask(self._boxes, source, policy, limits, allow, reserved, tensors=True) as answer:
                 if digest is not None and sha256 is not None:
                     digest.verify(sha256, source.name)
                 with blame_worker(source.name):
@@ -133,16 +151,14 @@ class Loader:
         policy = _checked_policy(policy, self._policy)
         started = time.perf_counter()
         with (
-            self._sandbox.reserve(begin=False) as reserved,
+            self._boxes.light.reserve(begin=False) as reserved,
             open_source(f, mmap=False, max_source=policy.max_source) as source,
         ):
             timings = {"source": time.perf_counter() - started}
             digest = source.start_digest()
             allow = allowed_classes(policy.allow)
             limits = policy.limits.resolved(source.size)
-            with ask(
-                self._sandbox, source, policy, limits, allow, reserved, tensors=False
-            ) as answer:
+            with ask(self._boxes, source, policy, limits, allow, reserved, tensors=False) as answer:
                 timings |= answer.timings
                 if sha256 is not None:
                     digest.verify(sha256, source.name)
@@ -178,7 +194,7 @@ class Loader:
 
     def _reopen(self, fd: int) -> int:
         with translated(printable(os.readlink(f"/proc/self/fd/{fd}"), 512)):
-            return self._sandbox.reopen(fd)
+            return self._boxes.light.reopen(fd)
 
 
 def _checked_policy(policy: Policy | None, default: Policy) -> Policy:

@@ -379,7 +379,11 @@ class Failed(Struct, tag="failed"):
     reading: Reading
 
 
-Reply = Union[Loaded, Failed]
+class Passed(Struct, tag="passed"):
+    """A worker without torch leaves the file to one that has it."""
+
+
+Reply = Union[Loaded, Failed, Passed]
 
 
 class Request(Struct):

@@ -25,7 +25,7 @@ class _LoadedFrame(m.Struct, tag="loaded"):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_frame_decoder = msgspec.msgpack.Decoder(Union[_LoadedFrame, m.Failed])
+_frame_decoder = msgspec.msgpack.Decoder(Union[_LoadedFrame, m.Failed, m.Passed])
 _nodes_decoder = msgspec.msgpack.Decoder(list[m.Node])
 _storages_decoder = msgspec.msgpack.Decoder(list[m.Storage])
 
@@ -43,7 +43,7 @@ def decode_reply(data: bytes, *, max_nodes: int = m.MAX_NODES) -> m.Reply:
     """
     try:
         frame = _frame_decoder.decode(data)
-        if isinstance(frame, m.Failed):
+        if isinstance(frame, (m.Failed, m.Passed)):
             return frame
         for table in (frame.graph.nodes, frame.graph.storages):
             if _length(bytes(memoryview(table)[:5])) > max_nodes:

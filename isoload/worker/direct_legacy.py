@@ -26,6 +26,7 @@ from .direct_graph import Column, execute
 from .direct_nodes import describe
 from .direct_scan import Program, scan
 from .direct_zip import Source
+from .reading import Reading
 from .stand_ins import Bytes, Kind, Unusual
 from .vocabulary import Vocabulary
 
@@ -76,9 +77,9 @@ class _Streamed:
 
 
 def read_legacy(
-    source: Source, request: manifest.Request, vocabulary: Vocabulary
-) -> tuple[manifest.Graph, str, list[str], int | None]:
-    """(graph, "legacy", globals, arena). Raises `Unusual`, or what else stands in the way."""
+    source: Source, request: manifest.Request, vocabulary: Vocabulary, reading: Reading
+) -> None:
+    """Into `reading`. Raises `Unusual`, or what else stands in the way."""
     stream = source.data
     if stream[: len(MAGIC)] != MAGIC:
         raise Unusual
@@ -92,8 +93,11 @@ def read_legacy(
     _locate(source, storages, keys, last.end)
     placed, runs, size = _place(source, storages, request)
     root, nodes = describe(made, request.max_nodes)
-    graph = manifest.Graph(root, nodes, placed)
-    return graph, "legacy", program.globals, _copy(source, runs, size) if runs else None
+    if runs:
+        reading.arena = _copy(source, runs, size)
+    reading.container = "legacy"
+    reading.globals = program.globals
+    reading.graph = manifest.Graph(root, nodes, placed)
 
 
 def _scan(stream: mmap.mmap | bytes, start: int, vocabulary: Vocabulary) -> Program:

@@ -15,12 +15,18 @@ from torch._weights_only_unpickler import _get_allowed_globals
 from isoload import manifest
 
 from .archive import first_line
-from .reading import Damaged, Reading, Refused, TooMuch, Unsupported, is_out_of_memory
+from .reading import (
+    FULL,
+    INERT,
+    WEIGHTS_ONLY,
+    Damaged,
+    Reading,
+    Refused,
+    TooMuch,
+    Unsupported,
+    is_out_of_memory,
+)
 from .weights_only import refusal, refused_globals
-
-WEIGHTS_ONLY = "weights_only"
-INERT = "inert"
-FULL = "full"
 
 
 class Rung(NamedTuple):

@@ -19,21 +19,11 @@ from sandbox import printable
 from .archive import first_line
 from .describe import describe
 from .readers import read
-from .reading import Failure, Reading, is_out_of_memory
+from .reading import MAX_MESSAGE, Failure, Reading, is_out_of_memory
 from .torch_source import WorkerSource
 
 _held: list[object] = []
 """What was read, until the worker is killed: to let go of it would take time from the reply."""
-
-MAX_MESSAGE = 600
-"""Characters of a failure's message."""
-
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "Cannot allocate memory",
-    "bad_alloc",
-)
 
 
 def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
@@ -62,7 +52,7 @@ def _answer(
     if reading.graph is None:
         reading.graph, reading.arena = describe(reading, tensors=request.tensors, budget=request)
     reading.timings["describe"] = time.perf_counter() - started
-    loaded = manifest.Loaded(reading=_printable(reading), graph=reading.graph)
+    loaded = manifest.Loaded(reading=reading.report(), graph=reading.graph)
     return wire.encode_reply(loaded), [] if reading.arena is None else [reading.arena]
 
 
@@ -73,31 +63,7 @@ def _failed(error: BaseException, reading: Reading) -> manifest.Failed:
     elif is_out_of_memory(error):
         kind, message = "limit:memory", "the worker ran out of memory"
     return manifest.Failed(
-        kind=kind, message=printable(message, MAX_MESSAGE), reading=_printable(reading)
-    )
-
-
-def _printable(reading: Reading) -> manifest.Reading:
-    """The report's texts come from the file: they are made printable and short."""
-    return manifest.Reading(
-        reader=reading.reader,
-        container=reading.container,
-        attempts=[
-            manifest.Attempt(
-                attempt.reader,
-                printable(attempt.error, 100),
-                printable(attempt.message, MAX_MESSAGE),
-                [printable(name, 300) for name in attempt.globals],
-            )
-            for attempt in reading.attempts
-        ],
-        globals=[printable(name, 300) for name in reading.globals],
-        calls=[
-            manifest.Call(printable(call.name, 300), printable(call.args, 300))
-            for call in reading.calls
-        ],
-        warnings=[printable(text, MAX_MESSAGE) for text in reading.warnings],
-        timings=reading.timings,
+        kind=kind, message=printable(message, MAX_MESSAGE), reading=reading.report()
     )
 
 

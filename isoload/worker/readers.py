@@ -10,12 +10,9 @@ from collections.abc import Callable
 from isoload import manifest
 
 from . import container
-from .direct import read_direct
 from .formats import gzip_, legacy, numpy_, safetensors_, tar_, zip_
-from .ladder import WEIGHTS_ONLY
 from .reading import Reading
 from .torch_source import WorkerSource
-from .vocabulary import own_vocabulary
 
 Format = Callable[[WorkerSource, manifest.Request, Reading], None]
 
@@ -26,7 +23,6 @@ _FORMATS: dict[str, Format] = {
     container.SAFETENSORS: safetensors_.read,
     container.NPY: numpy_.read,
 }
-_DIRECT = (container.ZIP, container.STREAM)
 
 
 def read(
@@ -38,7 +34,7 @@ def read(
     reading.container = kind
     if kind == container.GZIP:
         gzip_.unpack(source, request, reading, _read_format)
-    elif kind not in _DIRECT or not _read_directly(source, request, reading):
+    else:
         _read_format(source, request, reading)
     return reading
 
@@ -49,17 +45,6 @@ def _read_format(source: WorkerSource, request: manifest.Request, reading: Readi
     if kind not in _FORMATS:
         raise container.nested(kind)
     _FORMATS[kind](source, request, reading)
-
-
-def _read_directly(source: WorkerSource, request: manifest.Request, reading: Reading) -> bool:
-    direct = read_direct(source, request, own_vocabulary())
-    if direct is None:
-        return False
-    reading.graph, reading.arena = direct.graph, direct.arena
-    reading.container = direct.container
-    reading.globals = direct.globals
-    reading.reader = WEIGHTS_ONLY
-    return True
 
 
 __all__ = ["Reading", "WorkerSource", "read"]

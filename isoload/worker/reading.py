@@ -10,10 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from isoload import manifest
+from sandbox import printable
+
+WEIGHTS_ONLY = "weights_only"
+INERT = "inert"
+FULL = "full"
+"""The readers of the ladder."""
 
 MAX_CALLS = 1_000
 MAX_GLOBALS = 10_000
 MAX_WARNINGS = 50
+MAX_MESSAGE = 600
+"""Characters of a failure's message, or a warning's."""
 
 
 class Failure(Exception):
@@ -98,13 +106,25 @@ class Reading:
             self.warnings.append(message)
 
     def report(self) -> manifest.Reading:
-        """The part that crosses to the parent."""
+        """The part that crosses to the parent. Its texts come from the file: they are made
+        printable and short."""
         return manifest.Reading(
             reader=self.reader,
             container=self.container,
-            attempts=self.attempts,
-            globals=self.globals,
-            calls=self.calls,
-            warnings=self.warnings,
+            attempts=[
+                manifest.Attempt(
+                    attempt.reader,
+                    printable(attempt.error, 100),
+                    printable(attempt.message, MAX_MESSAGE),
+                    [printable(name, 300) for name in attempt.globals],
+                )
+                for attempt in self.attempts
+            ],
+            globals=[printable(name, 300) for name in self.globals],
+            calls=[
+                manifest.Call(printable(call.name, 300), printable(call.args, 300))
+                for call in self.calls
+            ],
+            warnings=[printable(text, MAX_MESSAGE) for text in self.warnings],
             timings=self.timings,
         )

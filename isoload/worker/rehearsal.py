@@ -7,6 +7,7 @@ them when its request comes. Nothing of a user's file is here.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ def rehearse() -> Iterator[None]:
             os.write(fd, checkpoint)
             main(request, [fd])
             forget()
+            gc.collect()  # what was read still holds its mapping, in a cycle
         finally:
             os.close(fd)
         yield

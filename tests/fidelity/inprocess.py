@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import cache
 from typing import Any
 
 import msgspec
 import torch
 
 from isoload import manifest as m
-from isoload import wire
+from isoload import preparation, wire
 from isoload.check import check_graph
 from isoload.memory import map_private
 from isoload.placement import Device, Placement
 from isoload.rebuild import rebuild
 from isoload.segments import Segments
+from isoload.worker import light
 from isoload.worker.describe import describe
 from isoload.worker.main import main
 from isoload.worker.reading import Reading
@@ -66,7 +68,9 @@ def cross_bytes(data: bytes, *, fallback: str = "inert", **options: Any) -> tupl
     source = memfd(data)
     collecting = gc.isenabled()
     try:
-        reply, returned = main(msgspec.msgpack.encode(request), [source])
+        reply, returned = _light()(msgspec.msgpack.encode(request), [source])
+        if isinstance(wire.decode_reply(reply), m.Passed):
+            reply, returned = main(msgspec.msgpack.encode(request), [source])
     finally:
         os.close(source)
         if collecting:
@@ -78,6 +82,13 @@ def cross_bytes(data: bytes, *, fallback: str = "inert", **options: Any) -> tupl
             os.close(fd)
     message = wire.decode_reply(reply)
     return obj, message.reading.reader
+
+
+@cache
+def _light() -> Any:
+    """The entry of a worker without torch."""
+    light.prepare(preparation.prepare())
+    return light.main
 
 
 def _location(storage: Any) -> str:

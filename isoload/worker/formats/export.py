@@ -17,11 +17,11 @@ from isoload import manifest
 
 from ..archive import ZipArchive
 from ..inert import Context
-from ..ladder import INERT, Rung, climb
+from ..ladder import Rung, climb
 from ..makers import Decline
 from ..makers.tensors import check_extent
 from ..persistent import typed
-from ..reading import Damaged, Reading, Unsupported
+from ..reading import INERT, Damaged, Reading, Unsupported
 from ..tags import Tags
 from ..torch_source import WorkerSource
 from .members import Members

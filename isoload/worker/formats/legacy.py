@@ -17,9 +17,9 @@ from isoload import manifest
 
 from ..full import load_full
 from ..inert import Context, InertUnpickler
-from ..ladder import FULL, INERT, WEIGHTS_ONLY, Rung, climb
+from ..ladder import Rung, climb
 from ..persistent import storage_id, typed
-from ..reading import Damaged, Reading
+from ..reading import FULL, INERT, WEIGHTS_ONLY, Damaged, Reading
 from ..tags import Tags
 from ..torch_source import WorkerSource
 from ..weights_only import load_legacy, note_globals

@@ -10,9 +10,9 @@ from isoload import manifest
 
 from ..archive import ZipArchive
 from ..inert import Context, InertUnpickler
-from ..ladder import INERT, Rung, climb
+from ..ladder import Rung, climb
 from ..persistent import RecordStorages
-from ..reading import Damaged, Reading
+from ..reading import INERT, Damaged, Reading
 from ..tags import Tags
 from ..torch_source import WorkerSource
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from isoload import manifest
 
 from ..inert import Context, InertUnpickler
-from ..ladder import INERT, Rung, climb
-from ..reading import Damaged, Failure, Reading, Unsupported
+from ..ladder import Rung, climb
+from ..reading import INERT, Damaged, Failure, Reading, Unsupported
 from ..tags import Tags
 from ..torch_source import WorkerSource
 

@@ -17,9 +17,9 @@ from isoload import manifest
 
 from ..archive import ZipArchive
 from ..inert import Context, InertUnpickler
-from ..ladder import INERT, Rung, climb
+from ..ladder import Rung, climb
 from ..persistent import RecordStorages, typed
-from ..reading import Damaged, Reading
+from ..reading import INERT, Damaged, Reading
 from ..recorded import Recorded
 from ..tags import Tags
 from ..torch_source import WorkerSource

@@ -14,9 +14,9 @@ from ..directory import read_directory
 from ..full import load_full
 from ..inert import Context, InertUnpickler
 from ..inert_direct import Inert, read_inert
-from ..ladder import FULL, INERT, WEIGHTS_ONLY, Rung, climb
+from ..ladder import Rung, climb
 from ..persistent import RecordStorages
-from ..reading import Damaged, Reading, Unsupported
+from ..reading import FULL, INERT, WEIGHTS_ONLY, Damaged, Reading, Unsupported
 from ..tags import Tags
 from ..torch_source import WorkerSource
 from ..weights_only import SCANNED, load_zip, note_globals

@@ -64,9 +64,8 @@ def read(
         return readers.read(source, request)
 
 
-def root(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The object itself: the reader that makes no objects is left out."""
-    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
+def root(data: bytes) -> Any:
+    """The object itself."""
     return read(data).root
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import _weights_only_unpickler
 
 from isoload import manifest
-from isoload.worker.direct import Direct, read_direct
+from isoload.worker.direct import read_direct
+from isoload.worker.reading import Reading
 from isoload.worker.torch_source import WorkerSource
 from isoload.worker.vocabulary import own_vocabulary
 from sandbox.memfd import check_segment, create_memfd, seal
@@ -37,12 +38,14 @@ def saved(value: Any, **kwargs: Any) -> bytes:
     return file.getvalue()
 
 
-def direct(data: bytes, request: manifest.Request = REQUEST, *, lead: int = 0) -> Direct | None:
+def direct(data: bytes, request: manifest.Request = REQUEST, *, lead: int = 0) -> Reading | None:
     """What the direct reader makes of a snapshot of the bytes."""
-    return read_direct(source_of(data, lead), request, own_vocabulary())
+    reading = Reading()
+    read = read_direct(source_of(data, lead), request, own_vocabulary(), reading)
+    return reading if read else None
 
 
-def segments(data: bytes, read: Direct, *, lead: int = 0) -> list[memoryview]:
+def segments(data: bytes, read: Reading, *, lead: int = 0) -> list[memoryview]:
     """The bytes of the source and, where there is one, of the arena, whose descriptor is closed."""
     data = bytes(lead) + data
     if read.arena is None:

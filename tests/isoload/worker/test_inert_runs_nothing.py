@@ -63,9 +63,8 @@ def _hostile() -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tsv")
 
 
-def test_no_hostile_file_makes_anything_happen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hostile_file_makes_anything_happen() -> None:
     corpus("hostile")
-    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
     for path in _hostile():
         with contextlib.suppress(Damaged, Unsupported):
             _read(path.read_bytes())

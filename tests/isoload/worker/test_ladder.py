@@ -17,8 +17,7 @@ from isoload.worker import ladder, main, readers
 from isoload.worker.describe import describe
 from isoload.worker.formats import legacy as legacy_format
 from isoload.worker.formats import zip_
-from isoload.worker.ladder import INERT
-from isoload.worker.reading import Reading, Refused
+from isoload.worker.reading import INERT, Reading, Refused
 
 from .files import failure, legacy, read, saved, source_of
 
@@ -54,7 +53,7 @@ def test_a_strict_policy_opens_no_plain_pickle_whatever_the_caller_lists() -> No
         read(pickle.dumps([1, 2]), "none", safe=("builtins.range",))
 
 
-def _full(monkeypatch: pytest.MonkeyPatch, fallback: str) -> list[str]:
+def _full(fallback: str) -> list[str]:
     """Which readers ran over a file that neither weights_only nor the inert reader opens."""
     called: list[str] = []
 
@@ -75,10 +74,10 @@ def _full(monkeypatch: pytest.MonkeyPatch, fallback: str) -> list[str]:
     return called
 
 
-def test_the_full_reader_runs_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _full(monkeypatch, "none") == ["inert", "refused"]
-    assert _full(monkeypatch, "inert") == ["inert", "refused"]
-    assert _full(monkeypatch, "full") == ["inert", "full"]
+def test_the_full_reader_runs_only_where_it_was_asked_for() -> None:
+    assert _full("none") == ["inert", "refused"]
+    assert _full("inert") == ["inert", "refused"]
+    assert _full("full") == ["inert", "full"]
 
 
 def test_the_full_reader_is_not_asked_about_damage() -> None:
@@ -198,7 +197,6 @@ def test_the_inert_reader_gives_what_weights_only_gives(
     name: str, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write(GRAPHS[name])
-    monkeypatch.setattr(readers, "read_direct", lambda *_: None)
     first = _described(data)
     climb = ladder.climb
 
