@@ -7,7 +7,6 @@ key is cheap to hash. Nothing is made here but numpy dtypes, and no segment's by
 
 from __future__ import annotations
 
-import functools
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -16,20 +15,17 @@ import numpy as np
 import torch
 
 from . import manifest as m
+from .bounds import (
+    MAX_BIG_INT,
+    MAX_DIMS,
+    MAX_INT,
+    MAX_KEY_WEIGHT,
+    MAX_NAME,
+    MAX_TEXT,
+    hidden_by,
+)
 from .manifest import NONE, ManifestError
 from .values import NAMESPACES, simple_dtype
-
-MAX_DIMS = 256
-MAX_INT = 2**63 - 1
-MAX_TEXT = 300
-"""Characters of a location tag: it ends up in messages."""
-MAX_NAME = 2000
-"""Characters of a class's name."""
-MAX_BIG_INT = 1 << 16
-"""Bytes of an int."""
-MAX_KEY_WEIGHT = 10_000
-"""Objects that hashing one key may visit: a tuple does not remember its hash, and hashes its items
-each time they are shared."""
 
 _DTYPES = [getattr(torch, name, None) for name in m.DTYPES]
 _ITEMSIZE = [0 if dtype is None else dtype.itemsize for dtype in _DTYPES]
@@ -421,12 +417,6 @@ _CHECKS: dict[type, str] = {
 TENSORS: frozenset[type] = frozenset(
     (m.Tensor, m.Quantized, m.SparseCoo, m.SparseCompressed, m.NestedStrided, m.NestedJagged)
 )
-
-
-@functools.lru_cache(maxsize=1000)
-def hidden_by(owner: type, name: str) -> bool:
-    """Whether an attribute of that name would stand before what the class itself defines."""
-    return hasattr(owner, name)
 
 
 def make_dtype(node: m.NumpyDtype, fields: Sequence[np.dtype[Any]]) -> np.dtype[Any]:

@@ -26,7 +26,8 @@ from .opaque import Opaque
 from .placement import Placement
 from .rebuild_tensors import DTYPES, Storages, with_flags
 from .segments import Segments
-from .values import FACTORIES, NAMESPACES, make_named, make_value
+from .torch_values import make_named
+from .values import FACTORIES, NAMESPACES, make_value
 
 PLAIN: frozenset[type] = frozenset((type(None), bool, int, float, str))
 _FEW = 64

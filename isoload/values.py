@@ -1,4 +1,4 @@
-"""Values that cross as a name and plain arguments: of the standard library, of torch, of numpy.
+"""Values that cross as a name and plain arguments: of the standard library, and of numpy.
 
 Both sides use these tables: the worker to take a value apart, the parent to make it. A name that is
 not here cannot be made, and every argument's type is checked before a constructor sees it. Nothing
@@ -22,10 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-_DEVICE = re.compile(r"[a-z][a-z0-9_]{0,30}(:\d{1,3})?")
-_STORAGE_TYPE = re.compile(r"[A-Z][A-Za-z0-9]{0,30}Storage")
 _DTYPE_CODE = re.compile(
     r"[<>|=][biufcSUVmM]\d{1,9}(\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as|generic)\])?"
 )
@@ -162,127 +159,28 @@ def make_value(kind: str, args: Sequence[Any]) -> Any:
     return spec.make(*args)
 
 
-def _named_torch_objects() -> dict[Any, tuple[str, str]]:
-    kinds: dict[type, str] = {
-        torch.dtype: "dtype",
-        torch.layout: "layout",
-        torch.qscheme: "qscheme",
-        torch.memory_format: "memory_format",
-    }
-    return {
-        value: (kinds[type(value)], str(value).removeprefix("torch."))
-        for value in vars(torch).values()
-        if type(value) in kinds
-    }
-
-
-_REBUILD_FUNCTIONS = (
-    "_rebuild_parameter",
-    "_rebuild_parameter_with_state",
-    "_rebuild_qtensor",
-    "_rebuild_tensor",
-    "_rebuild_tensor_v2",
-    "_rebuild_tensor_v3",
-    "_rebuild_sparse_tensor",
-    "_rebuild_meta_tensor_no_storage",
-    "_rebuild_nested_tensor",
-    "_rebuild_wrapper_subclass",
-    "_rebuild_device_tensor_from_numpy",
-    "_rebuild_device_tensor_from_cpu_tensor",
-)
-
-
-def _global_objects() -> dict[str, Any]:
-    """Classes and functions that may stand in a result as values: those that weights_only knows,
-    the builtin containers, and the factories of a defaultdict."""
-    found: dict[str, Any] = {
-        f"builtins.{cls.__name__}": cls
-        for cls in (
-            *(bool, int, float, complex, str, bytes, bytearray, object),
-            *(list, tuple, dict, set, frozenset, range, slice),
-        )
-    }
-    for cls in (
+def _standard_globals() -> dict[str, Any]:
+    classes = (
+        *(bool, int, float, complex, str, bytes, bytearray, object),
+        *(list, tuple, dict, set, frozenset, range, slice),
         *(collections.OrderedDict, collections.Counter, collections.defaultdict),
-        *(collections.deque, torch.nn.Parameter, torch.serialization._get_layout),
-        torch._tensor._rebuild_from_type_v2,
-    ):
-        found[f"{cls.__module__}.{cls.__qualname__}"] = cls
+        collections.deque,
+    )
+    found: dict[str, Any] = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}
     found["_codecs.encode"] = encode
-    for name in ("Size", "Tensor", "device", "dtype", "layout"):
-        found[f"torch.{name}"] = getattr(torch, name)
-    found["torch.storage.TypedStorage"] = torch.storage.TypedStorage
-    found["torch.storage.UntypedStorage"] = torch.storage.UntypedStorage
-    for tensor_class in torch._tensor_classes:
-        found[f"{tensor_class.__module__}.{tensor_class.__name__}"] = tensor_class
-    for name in _REBUILD_FUNCTIONS:
-        if hasattr(torch._utils, name):
-            found[f"torch._utils.{name}"] = getattr(torch._utils, name)
     return found
 
 
+GLOBALS: dict[str, Any] = _standard_globals()
+"""Classes and functions that may stand in a result as values. torch's: `isoload.torch_values`."""
+
 CONSTANTS: dict[str, Any] = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
-GLOBALS: dict[str, Any] = _global_objects()
-_TORCH_NAMES = _named_torch_objects()
-_TORCH_OBJECTS = {name: value for value, name in _TORCH_NAMES.items()}
-_GLOBAL_NAMES = {id(value): name for name, value in GLOBALS.items()}
-NAMED_TYPES: frozenset[type] = frozenset(
-    {
-        *{type(value) for value in _TORCH_NAMES},
-        torch.device,
-        torch.serialization.StorageType,
-        type(Ellipsis),
-        type(NotImplemented),
-    }
-)
-"""The types all of whose values have a name."""
 
 FACTORIES = frozenset(
     f"builtins.{name}"
     for name in ("list", "dict", "set", "int", "float", "str", "tuple", "bool", "complex")
 ) | {"collections.OrderedDict", "collections.Counter", "collections.deque"}
 """The globals that a defaultdict may have as its factory."""
-
-
-def name_of(value: Any) -> tuple[str, str] | None:
-    """The kind and name by which the table knows a value; None if it does not."""
-    kind = type(value)
-    if kind is torch.device:
-        return "device", str(value)
-    if kind is torch.serialization.StorageType:
-        return "storage_type", _storage_type_name(value)
-    if kind in NAMED_TYPES:
-        named = _TORCH_NAMES.get(value)
-        return named if named is not None else ("constant", repr(value))
-    name = _GLOBAL_NAMES.get(id(value))
-    return None if name is None else ("global", name)
-
-
-def make_named(kind: str, name: str) -> Any:
-    """The value of that kind and name. Raises ValueError if there is none."""
-    if kind == "device" and _DEVICE.fullmatch(name):
-        try:
-            return torch.device(name)
-        except RuntimeError:
-            raise ValueError(f"no device {name!r}") from None
-    if kind == "storage_type" and _STORAGE_TYPE.fullmatch(name):
-        storage_type: Any = torch.serialization.StorageType
-        try:
-            return storage_type(name)
-        except KeyError:
-            raise ValueError(f"no storage type {name!r}") from None
-    table = {"constant": CONSTANTS, "global": GLOBALS}.get(kind)
-    found = table.get(name) if table is not None else _TORCH_OBJECTS.get((kind, name))
-    if found is None:
-        raise ValueError(f"no {kind!r} is called {name!r}")
-    return found
-
-
-def _storage_type_name(value: Any) -> str:
-    for name, dtype in torch.storage._storage_type_to_dtype_map().items():
-        if dtype == value.dtype:
-            return str(name)
-    raise ValueError(f"no storage type of {value.dtype}")
 
 
 def simple_dtype(code: str) -> np.dtype[Any]:

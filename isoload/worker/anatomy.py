@@ -9,9 +9,10 @@ import types
 from typing import Any
 
 from isoload import manifest as m
-from isoload.check import MAX_NAME
-from isoload.values import GLOBALS, name_of
+from isoload.bounds import MAX_NAME
 from sandbox import printable
+
+from .names import Names
 
 _LIVE = (
     types.FunctionType,
@@ -28,9 +29,9 @@ def is_reference(value: Any, kind: type) -> bool:
     return issubclass(kind, type | _LIVE[0]) or kind in _LIVE
 
 
-def reference(value: Any) -> Any:
-    named = name_of(value)
-    if named is not None and named[1] in GLOBALS:
+def reference(value: Any, names: Names) -> Any:
+    named = names.name_of(value)
+    if named is not None and named[0] == "global":
         return m.Named(*named)
     return m.Opaque(full_name(value), reference=True)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from .recorded import Recorded
+from .stand_ins import Named
 from .views import Span, View
 
 _MAX_TEXT = 80
 _MAX_ITEMS = 6
 _MAX_DEPTH = 2
 _MAX_BRIEF = 300
+
+SHAPED: dict[type[Any], str] = {np.ndarray: "array"}
+"""What is shown by its shape. A reader that makes tensors enters theirs."""
 
 
 def brief(args: object, kwargs: object = None) -> str:
@@ -38,14 +41,15 @@ def _show(value: Any, depth: int) -> str:
         return repr(value)
     if kind is int:
         return str(value) if value.bit_length() <= 128 else f"<int of {value.bit_length()} bits>"
-    if isinstance(value, torch.Tensor):
-        return f"<tensor {list(value.shape)}>"
     if kind is View:
         return f"<tensor {list(value.size)}>"
+    if kind is Named:
+        return str(value.shown)
     if kind is Span:
         return "<TypedStorage>"
-    if isinstance(value, np.ndarray):
-        return f"<array {list(value.shape)}>"
+    for shaped, word in SHAPED.items():
+        if isinstance(value, shaped):
+            return f"<{word} {list(value.shape)}>"
     if kind in (list, tuple, set, frozenset) or isinstance(value, dict):
         return _show_many(value, depth)
     if kind is type:

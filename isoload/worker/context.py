@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import collections
+from typing import TYPE_CHECKING
 
 from isoload import manifest
 
 from .brief import brief
 from .reading import MAX_CALLS, MAX_GLOBALS, Reading
-from .tags import Tags
+
+if TYPE_CHECKING:
+    from .tags import Tags
 
 _CALLS_A_NAME = 20
 
 
 class Context:
-    """One file, through all of its pickles: the report, the tags, and what each global's name
-    stands for.
+    """One file, through all of its pickles: the report, the tags of the storages that are made, and
+    what each global's name stands for.
     """
 
-    def __init__(self, reading: Reading, tags: Tags, depth: int = 0) -> None:
+    tags: Tags
+
+    def __init__(self, reading: Reading, tags: Tags | None = None, depth: int = 0) -> None:
         self.reading = reading
-        self.tags = tags
+        if tags is not None:
+            self.tags = tags
         self.depth = depth
         self.references: dict[str, object] = {}
         self._globals: set[str] = set()

@@ -15,7 +15,6 @@ from sandbox import printable
 
 from .reading import Reading, Unsupported
 from .storages import StorageTable
-from .views import Span, View
 
 _DTYPE_INDEX = {
     getattr(torch, name): index for index, name in enumerate(m.DTYPES) if hasattr(torch, name)
@@ -36,8 +35,8 @@ _COMPRESSED: dict[Any, tuple[str, Any, Any]] = {
 class TensorWriter:
     """Appends to `nodes`; the tensors that a composite one is made of come before it."""
 
-    def __init__(self, reading: Reading, nodes: list[Any]) -> None:
-        self.storages = StorageTable(reading)
+    def __init__(self, reading: Reading, nodes: list[Any], storages: StorageTable) -> None:
+        self.storages = storages
         self._reading = reading
         self._nodes = nodes
         self._kept: list[Any] = []
@@ -171,16 +170,11 @@ class TensorWriter:
         storage = self.storages.index(value._untyped_storage, dtype.itemsize)
         return m.StorageValue(storage, _DTYPE_INDEX[dtype])
 
-    def span(self, value: Span) -> m.StorageValue:
-        """A storage that was not made, in the place of a TypedStorage."""
-        index = self.storages.index(value, value.dtype.itemsize)
-        return m.StorageValue(index, _DTYPE_INDEX[value.dtype])
-
-    def view(self, value: View) -> m.Tensor:
-        """A tensor that was not made."""
-        dtype = _DTYPE_INDEX[value.dtype]
-        storage = self.storages.index(value.span, _ITEMSIZE[dtype])
-        return m.Tensor(storage, dtype, value.offset, [*value.size], [*value.stride], value.flags)
-
     def untyped_storage(self, value: Any) -> m.StorageValue:
         return m.StorageValue(self.storages.index(value, 1))
+
+
+def bytes_of(storage: Any) -> memoryview:
+    """A storage's bytes, without a copy."""
+    array: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    return memoryview(array)

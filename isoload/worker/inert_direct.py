@@ -2,112 +2,138 @@
 
 The program runs in the C unpickler, which does nothing there but push values (`inert_scan` says
 why); all that it does to objects is done by the inert machine's own methods, so that the graph and
-the report are the machine's. Tensors and storages are not made.
+the report are the machine's. Tensors and storages are not made, and torch need not be there.
 
-What is odd in any way is None: the machine reads it from its start.
+What is odd in any way is left: a worker with torch reads it from its start.
 """
 
-# mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import _pickle
 import io
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import _weights_only_unpickler
-
 from isoload import manifest
+from isoload.torch_facts import Facts
 
 from . import inert_scan
 from .context import Context
-from .describe import describe
-from .direct_zip import Archive
-from .inert import InertUnpickler
-from .makers.views import LEAN
-from .persistent import storage_id
-from .reading import Reading
-from .stand_ins import Unusual, check_location
-from .tags import Tags
-from .torch_source import WorkerSource
+from .describe_views import describe_views
+from .direct_graph import execute as execute_directly
+from .direct_nodes import describe as describe_directly
+from .direct_scan import scan as scan_directly
+from .direct_zip import Archive, Stored
+from .inert_machine import InertMachine
+from .makers.base import Maker
+from .makers.views import lean_makers
+from .names import Names, light_names
+from .reading import INERT, WEIGHTS_ONLY, Reading
+from .source import Source
+from .stand_ins import Kind, Named, Unusual, check_location
 from .views import Span, View
-from .vocabulary import own_vocabulary
-from .weights_only import refused_globals
+from .vocabulary import UNTYPED, Vocabulary
 
 _NOTHING: tuple[()] = ()
 _OTHERS = ("model.json", "constants.pkl")
 """Records that tell a TorchScript archive."""
+_OTHER_WORDS = ("torch.nested.", "torch._dynamo.", "torch.distributed.")
+"""Of some of these names, which it does not allow, torch says something else than that."""
 
 
-@dataclass(frozen=True)
-class Inert:
-    """What was read: its report, then what `describe` made of it, with its warnings.
+class Lexicon:
+    """All that the reader knows of torch."""
 
-    `refusal`: what torch's weights_only unpickler says of it, where that is known without running
-    it."""
-
-    reading: Reading
-    graph: manifest.Graph
-    arena: int | None
-    told: list[str]
-    refusal: Exception | None
-
-    def report(self, reading: Reading) -> None:
-        """The report, as it is when the object has been read."""
-        reading.globals, reading.calls = self.reading.globals, self.reading.calls
-        _warn(reading, self.reading.warnings)
-
-    def finish(self, reading: Reading) -> None:
-        """The graph in place of the object."""
-        reading.graph, reading.arena = self.graph, self.arena
-        _warn(reading, self.told)
+    def __init__(self, facts: Facts, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.allowed = facts.allowed
+        self.blocked = facts.blocked
+        self.names: Names = light_names(facts)
+        self.makers: dict[str, Maker] = lean_makers(facts.storages)
+        self.storages = {
+            name: vocabulary.kinds[dtype]
+            for name, dtype in facts.storages.items()
+            if dtype in vocabulary.kinds
+        }
 
 
-def _warn(reading: Reading, messages: list[str]) -> None:
-    for message in messages:
-        reading.warn(message)
-
-
-def read_inert(source: WorkerSource, request: manifest.Request) -> Inert | None:
-    """Read a zip that weights_only refuses over a global, or return None for any other."""
+def read_inert(
+    source: Source, request: manifest.Request, lexicon: Lexicon, reading: Reading
+) -> bool:
+    """Read a zip that weights_only refuses over a global into `reading`, whose arena is the
+    caller's then; or return False for any other."""
     try:
-        return _read(source, request)
+        return _read(source, request, lexicon, reading)
     except Exception:  # whatever is odd about a file, the machine has the last word
-        return None
+        return False
 
 
-def _read(source: WorkerSource, request: manifest.Request) -> Inert | None:
+def _read(source: Source, request: manifest.Request, lexicon: Lexicon, reading: Reading) -> bool:
     archive = source.archive
     if archive is None or any(name.lower() in _OTHERS for name in archive.records):
-        return None
+        return False
     offset, size = archive.records["data.pkl"]
     pickled = bytes(source.view[offset : offset + size])
     program = inert_scan.scan(pickled)
-    known = _weights_only_unpickler._get_allowed_globals()
-    full_name = own_vocabulary().full_name
-    if program is None or all(full_name(*name) in known for name in program.globals):
-        return None
+    refused = program and _refused(program, lexicon)
+    if program is None or refused is None:
+        return False
+    _check_before(pickled[: refused.start], archive, lexicon.vocabulary)
     if not archive.is_intact(source):
-        return None
-    reading = Reading(location=_location, mapping=source.mapping)
-    spans = _Spans(archive, source.address)
-    reading.root = execute(program.code, Context(reading, Tags()), spans)
-    read, reading.warnings = reading.warnings, [*reading.warnings]
-    graph, arena = describe(reading, tensors=request.tensors, budget=request)
-    told, reading.warnings = reading.warnings, read
-    return Inert(reading, graph, arena, told, _refusal(pickled))
+        return False
+    made = Reading(location=_location, mapping=source.mapping)
+    spans = _Spans(archive, source.address, lexicon)
+    made.root = execute(program.code, Context(made), spans, lexicon)
+    graph, arena = describe_views(made, request, lexicon.names)
+    message = f"{refused.name} is not among the globals that it allows"
+    attempt = manifest.Attempt(WEIGHTS_ONLY, "UnpicklingError", message, [refused.name])
+    reading.container, reading.reader, reading.attempts = "zip", INERT, [attempt]
+    reading.globals, reading.calls, reading.warnings = made.globals, made.calls, made.warnings
+    reading.graph, reading.arena = graph, arena
+    return True
+
+
+def _refused(program: inert_scan.Program, lexicon: Lexicon) -> inert_scan.Global | None:
+    """The first global that torch's weights_only unpickler refuses, under the name that it says."""
+    for found in program.globals:
+        module, name = lexicon.vocabulary.mapped(found.module, found.name)
+        name = f"{module}.{name}"
+        if name in lexicon.allowed:
+            continue
+        if module in lexicon.blocked or name.startswith(_OTHER_WORDS):
+            raise Unusual
+        if name.startswith("builtins"):
+            if not name.startswith("builtins."):
+                raise Unusual
+            name = name.removeprefix("builtins.")
+        return inert_scan.Global(found.start, found.module, name)
+    return None
+
+
+def _check_before(pickled: bytes, archive: Archive, vocabulary: Vocabulary) -> None:
+    """Raises Unusual unless torch comes as far as the global that it refuses: what is before it is
+    read directly, as a program that gives None at its end."""
+    program = scan_directly(pickled + b"N.", 0, vocabulary)
+    if program is None:
+        raise Unusual
+    made = execute_directly(program.code, Stored(archive.records, crosses=True), vocabulary)
+    describe_directly(made, manifest.MAX_NODES)
 
 
 def _location(span: Any) -> str:
     return str(span.location)
 
 
-class _Owner(InertUnpickler):
+class _Owner(InertMachine):
     """The inert machine without its program: what the C unpickler hands over is done here."""
 
-    makers = LEAN
+    def __init__(self, context: Context, lexicon: Lexicon) -> None:
+        super().__init__(b"", context)
+        self.protocol = 2
+        self.names = lexicon.names
+        self.makers = lexicon.makers
+        self.kinds: dict[str, Kind] = lexicon.vocabulary.kinds
 
     def call(self, function: object, args: object, kwargs: object = None) -> object:
         if args is _NOTHING and kwargs is None:
@@ -116,20 +142,34 @@ class _Owner(InertUnpickler):
                 return OrderedDict()
             if function is set:
                 return set()
+        elif type(args) is tuple and any(map(_is_global, args)):
+            raise Unusual  # a constructor may ask whether it is a class
         return super().call(function, args, kwargs)
 
     def build(self, target: object, state: object) -> object:
-        if type(target) in (Span, View):
+        if type(target) in (Span, View, Named):
             raise Unusual
         return super().build(target, state)
 
+    def persistent_load(self, saved_id: object) -> object:
+        raise Unusual
 
-def execute(code: bytes, context: Context, spans: Any) -> Any:
+    def nested(self, data: bytes) -> object:
+        raise Unusual
+
+    def note_device(self, tensor: Any, device: str) -> None:
+        raise Unusual
+
+
+def _is_global(value: object) -> bool:
+    return type(value) is Named and value.kind == "global"
+
+
+def execute(code: bytes, context: Context, spans: Any, lexicon: Lexicon) -> Any:
     """Run a rewritten program. `spans`: what a persistent id of the file stands for.
 
     Raises what the machine raises, and whatever the C unpickler has to say of it."""
-    owner = _Owner(b"", context)
-    owner.protocol = 2
+    owner = _Owner(context, lexicon)
 
     def extend(target: Any, items: Any) -> Any:
         owner.extend(target, items)
@@ -160,36 +200,38 @@ def execute(code: bytes, context: Context, spans: Any) -> Any:
 
 
 class _Spans:
-    """The storages of an archive: each a record, where it lies. As RecordStorages makes them."""
+    """The storages of an archive: each a record, where it lies."""
 
-    def __init__(self, archive: Archive, base: int) -> None:
+    def __init__(self, archive: Archive, base: int, lexicon: Lexicon) -> None:
         self._records = archive.records
         self._base = base
+        self._kinds = lexicon.storages
         self._known: dict[str, Span] = {}
 
     def __call__(self, saved_id: object) -> Span:
-        wanted = storage_id(saved_id)
-        known = self._known.get(wanted.key)
+        if type(saved_id) is not tuple or len(saved_id) != 5:
+            raise Unusual
+        word, named, key, location, count = saved_id
+        if word != "storage" or type(key) is not str or type(location) is not str:
+            raise Unusual
+        known = self._known.get(key)
         if known is not None:
             return known
-        offset, nbytes = self._records["data/" + wanted.key]
-        if nbytes != wanted.nbytes or offset % wanted.dtype.itemsize:
+        kind = self._kind(named)
+        offset, nbytes = self._records["data/" + key]
+        if type(count) is not int or nbytes != count * kind.itemsize or offset % kind.itemsize:
             raise Unusual
-        check_location(wanted.location)
-        span = Span(self._base + offset, nbytes, wanted.dtype, wanted.location)
+        check_location(location)
+        span = Span(self._base + offset, nbytes, kind, location)
         if nbytes:  # one that has no address is not remembered: each is its own
-            self._known[wanted.key] = span
+            self._known[key] = span
         return span
 
-
-def _refusal(pickled: bytes) -> Exception | None:
-    """What torch says of the first global that it refuses, where nothing before can have gone
-    wrong: it is given that global alone."""
-    for module, name in inert_scan.first_globals(pickled):
-        program = f"\x80\x02c{module}\n{name}\n.".encode("latin-1")
-        try:
-            _weights_only_unpickler.Unpickler(io.BytesIO(program), encoding="utf-8").load()
-        except Exception as error:
-            # Without its frames: they hold the mapping, in a cycle.
-            return error.with_traceback(None) if refused_globals(error) else None
-    return None
+    def _kind(self, named: object) -> Kind:
+        if type(named) is not Named:
+            raise Unusual
+        if named.kind == "storage_type":
+            return self._kinds[named.name]
+        if named != Named("global", "torch.storage.UntypedStorage", named.shown):
+            raise Unusual
+        return UNTYPED

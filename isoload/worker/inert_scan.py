@@ -55,11 +55,19 @@ _HANDED = {
 }
 
 
+class Global(NamedTuple):
+    """What the original asks for at the offset `start`."""
+
+    start: int
+    module: str
+    name: str
+
+
 class Program(NamedTuple):
-    """What to give to the C unpickler, and the (module, name) of the globals that it asks for."""
+    """What to give to the C unpickler, and the globals that it asks for."""
 
     code: bytes
-    globals: list[tuple[str, str]]
+    globals: list[Global]
 
 
 class _Grammar(NamedTuple):
@@ -101,7 +109,6 @@ _GRAMMARS = (
 )
 """By the bytes of a program, which bound the memo indices that it needs: 16 bytes of memory each. A
 longer program is left to the machine."""
-_PUSHES = _compiled(rf"(?:{_VALUES}|r....){{0,{_RUN}}}")
 
 
 def scan(data: bytes) -> Program | None:
@@ -113,7 +120,7 @@ def scan(data: bytes) -> Program | None:
         return None
     run, split = fitting[0]
     parts = [_PROTOCOL]
-    names: list[tuple[str, str]] = []
+    names: list[Global] = []
     at = len(_PROTOCOL)
     while True:
         matched = run.match(data, at)
@@ -138,12 +145,12 @@ def _rewritten(split: re.Pattern[bytes], data: bytes, start: int, end: int) -> b
     return b"".join([kept + _HANDED[handed] for kept, handed in pairs])
 
 
-def _named(data: bytes, at: int, names: list[tuple[str, str]]) -> int:
+def _named(data: bytes, at: int, names: list[Global]) -> int:
     """The length of a GLOBAL, whose name is noted, or 0."""
     found = _NAMED.match(data, at)
     if found is None or len(names) >= _MAX_GLOBALS:
         return 0
-    names.append((found[1].decode(), found[2].decode()))
+    names.append(Global(at, found[1].decode(), found[2].decode()))
     return found.end() - at
 
 
@@ -154,18 +161,3 @@ def _length(data: bytes, at: int, opcode: bytes) -> int:
     if opcode in (b"U", b"\x8a"):
         return 2 + (data[at + 1] if at + 1 < len(data) else 0)
     return 0
-
-
-def first_globals(data: bytes) -> list[tuple[str, str]]:
-    """The globals before which a scanned program only pushes values: nothing can have gone wrong
-    there."""
-    names: list[tuple[str, str]] = []
-    at = len(_PROTOCOL)
-    while True:
-        matched = _PUSHES.match(data, at)
-        at = at if matched is None else matched.end()
-        found = _NAMED.match(data, at)
-        if found is None:
-            return names
-        names.append((found[1].decode(), found[2].decode()))
-        at = found.end()

@@ -18,6 +18,7 @@ from isoload.preparation import Preparation
 from sandbox import create_memfd
 
 from .direct import read_direct
+from .inert_direct import Lexicon, read_inert
 from .reading import Reading
 from .source import Source
 from .vocabulary import Vocabulary
@@ -30,7 +31,7 @@ takes the rest."""
 
 _held: list[object] = []
 """What was read, until the worker is killed: to let go of it would take time from the reply."""
-_vocabularies: list[Vocabulary] = []
+_lexicons: list[Lexicon] = []
 _rehearsals: list[tuple[bytes, bytes]] = []
 """(request, checkpoint) of each."""
 
@@ -46,7 +47,11 @@ def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
     order = msgspec.msgpack.decode(request, type=manifest.Request)
     source = Source(fds[0], lead=order.lead)
     _held.append(source)
-    if not read_direct(source, order, _vocabularies[0], reading):
+    lexicon = _lexicons[0]
+    read = read_direct(source, order, lexicon.vocabulary, reading) or (
+        order.fallback != "none" and read_inert(source, order, lexicon, reading)
+    )
+    if not read:
         return wire.encode_reply(manifest.Passed()), []
     reading.timings["read"] = time.perf_counter() - started
     assert reading.graph is not None
@@ -58,7 +63,7 @@ def prepare(data: bytes) -> None:
     """In the zygote: learn what torch knows (a `Preparation`), and read each checkpoint of it, so
     that a fork finds everything set up."""
     preparation = msgspec.msgpack.decode(data, type=Preparation)
-    _vocabularies.append(Vocabulary(preparation.facts))
+    _lexicons.append(Lexicon(preparation.facts, Vocabulary(preparation.facts)))
     request = manifest.Request(fallback="inert", max_output=1 << 20)
     encoded = msgspec.msgpack.encode(request)
     _rehearsals.extend((encoded, checkpoint) for checkpoint in preparation.checkpoints)

@@ -40,6 +40,21 @@ class Dtype(msgspec.Struct, eq=False, gc=False):
     kind: Kind | None
 
 
+class Named(msgspec.Struct, frozen=True, gc=False):
+    """Any value of torch's that crosses as its kind and name, where the inert reader meets it.
+    Equal to another of that name. `shown`: the word for it in a report."""
+
+    kind: str
+    name: str
+    shown: str
+
+
+class Size(tuple[int, ...]):
+    """A torch.Size, where the inert reader meets it."""
+
+    __slots__ = ()
+
+
 class Mention(msgspec.Struct, eq=False, gc=False):
     """A storage where the file names it: the number of its persistent id. Two may be of one."""
 
@@ -121,7 +136,12 @@ def size(*args: Any) -> Plain:
 
 
 def device(*args: Any) -> Plain:
-    """torch.device, of the kinds whose names are written in one way only."""
+    """torch.device"""
+    return Plain(manifest.Named("device", device_name(*args)))
+
+
+def device_name(*args: Any) -> str:
+    """That of a torch.device, of the kinds whose names are written in one way only."""
     name, *rest = args
     found = _DEVICE.fullmatch(name) if type(name) is str else None
     if found is None or len(rest) > 1 or (rest and found[1]):
@@ -130,7 +150,7 @@ def device(*args: Any) -> Plain:
         if type(index) is not int or not 0 <= index < 100:
             raise Unusual
         name = f"{name}:{index}"
-    return Plain(manifest.Named("device", name))
+    return str(name)
 
 
 def encoded(*args: Any) -> bytes:

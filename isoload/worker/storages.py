@@ -7,17 +7,14 @@ is can be said only at the end, when the dtypes of all views of it are known.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from isoload import manifest as m
-from isoload.check import MAX_TEXT
+from isoload.bounds import MAX_TEXT
 
 from .arena import Blob, lay_out, write_arena
 from .reading import Reading, Unsupported
-
-_CPU = torch.device("cpu")
 
 
 class _Entry:
@@ -42,10 +39,12 @@ class _Entry:
 
 
 class StorageTable:
-    """Entries in the order in which the walk met them. It keeps every storage alive."""
+    """Entries in the order in which the walk met them. It keeps every storage alive. `read`: a
+    storage's bytes, without a copy."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, read: Callable[[Any], memoryview]) -> None:
         self._reading = reading
+        self._read = read
         self._entries: list[_Entry] = []
         self._by_cdata: dict[int, int] = {}
 
@@ -70,10 +69,10 @@ class StorageTable:
 
     def _entry(self, storage: Any) -> _Entry:
         nbytes = storage.nbytes()
-        device = storage.device
-        if device != _CPU:
-            if device.type != "meta":
-                raise Unsupported(f"a tensor lies on the device {device.type}")
+        device = storage.device.type
+        if device != "cpu":
+            if device != "meta":
+                raise Unsupported(f"a tensor lies on the device {device}")
             return _Entry(storage, None, nbytes, "meta")
         location = self._reading.location(storage)
         if location != "cpu" and (len(location) > MAX_TEXT or not location.isprintable()):
@@ -97,7 +96,7 @@ class StorageTable:
                 placed.append(m.Storage(m.SOURCE, address - base, nbytes, entry.location))
             else:
                 placed.append(None)
-                copied.append(entry.blob or _blob(index, address, entry))
+                copied.append(entry.blob or self._blob(index, address, entry))
         if not copied:
             return [storage for storage in placed if storage is not None], None
         offsets = lay_out(copied, max_bytes)
@@ -107,12 +106,5 @@ class StorageTable:
             for index, (storage, entry) in enumerate(zip(placed, self._entries, strict=True))
         ], arena
 
-
-def _blob(index: int, address: int, entry: _Entry) -> Blob:
-    return Blob(index, address, entry.nbytes, lambda: _bytes_of(entry.storage))
-
-
-def _bytes_of(storage: Any) -> memoryview:
-    """A storage's bytes, without a copy."""
-    array: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-    return memoryview(array)
+    def _blob(self, index: int, address: int, entry: _Entry) -> Blob:
+        return Blob(index, address, entry.nbytes, lambda: self._read(entry.storage))

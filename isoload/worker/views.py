@@ -1,37 +1,35 @@
-"""What stands for a storage and for a tensor where neither has to be made: where the bytes lie, and
-how they are looked at.
+"""What stands for a storage and for a tensor where the inert reader makes neither: where the bytes
+lie, and how they are looked at.
 
-A Span answers what `describe` asks of a storage. A View is no tensor: it has no methods, and
-nothing of it can be called.
+A View is no tensor: it has no methods, and nothing of it can be called.
 """
 
 from __future__ import annotations
 
-import torch
+from .stand_ins import Kind
 
-_CPU = torch.device("cpu")
+
+class _Cpu:
+    type = "cpu"
 
 
 class Span:
-    """A storage that lies in the source as it is: `nbytes()` bytes from `data_ptr()`."""
+    """A storage that lies in the source as it is: `nbytes()` bytes from `data_ptr()`. It answers
+    what `StorageTable` asks of a storage."""
 
-    __slots__ = ("_address", "_nbytes", "dtype", "location")
+    __slots__ = ("_address", "_nbytes", "kind", "location")
 
-    device = _CPU
+    device = _Cpu
 
-    def __init__(self, address: int, nbytes: int, dtype: torch.dtype, location: str) -> None:
+    def __init__(self, address: int, nbytes: int, kind: Kind, location: str) -> None:
         self._address = address
         self._nbytes = nbytes
-        self.dtype = dtype
+        self.kind = kind
         self.location = location
 
     @property
     def _cdata(self) -> int:
         return id(self)
-
-    @property
-    def _untyped_storage(self) -> Span:
-        return self
 
     def nbytes(self) -> int:
         """As torch.UntypedStorage says it."""
@@ -45,19 +43,19 @@ class Span:
 class View:
     """A strided tensor, as the file asked for it: checked, and not made."""
 
-    __slots__ = ("dtype", "flags", "offset", "size", "span", "stride")
+    __slots__ = ("flags", "kind", "offset", "size", "span", "stride")
 
     def __init__(
         self,
         span: Span,
-        dtype: torch.dtype,
+        kind: Kind,
         offset: int,
         size: tuple[int, ...],
         stride: tuple[int, ...],
         flags: int,
     ) -> None:
         self.span = span
-        self.dtype = dtype
+        self.kind = kind
         self.offset = offset
         self.size = size
         self.stride = stride

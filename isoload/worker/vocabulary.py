@@ -63,14 +63,15 @@ class Vocabulary:
         self.table = {name: held for name, held in found.items() if name in facts.allowed}
         self.allowed = frozenset((*self.table, *facts.allowed.intersection(REBUILD)))
 
-    def full_name(self, module: str, name: str) -> str:
-        """A global's name as torch looks it up: names of Python 2 are mapped, as torch maps
-        them."""
+    def mapped(self, module: str, name: str) -> tuple[str, str]:
+        """A global as torch looks it up: names of Python 2 are mapped, as torch maps them."""
         if (module, name) in self._names:
-            module, name = self._names[(module, name)]
-        elif module in self._modules:
-            module = self._modules[module]
-        return f"{module}.{name}"
+            return self._names[(module, name)]
+        return self._modules.get(module, module), name
+
+    def full_name(self, module: str, name: str) -> str:
+        """The name of a global as torch looks it up."""
+        return ".".join(self.mapped(module, name))
 
 
 @cache

@@ -5,7 +5,6 @@ their own.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
 from isoload import manifest
 
@@ -13,7 +12,6 @@ from ..archive import ZipArchive
 from ..directory import read_directory
 from ..full import load_full
 from ..inert import Context, InertUnpickler
-from ..inert_direct import Inert, read_inert
 from ..ladder import Rung, climb
 from ..persistent import RecordStorages
 from ..reading import FULL, INERT, WEIGHTS_ONLY, Damaged, Reading, Unsupported
@@ -28,10 +26,6 @@ _SHOWN = 6
 
 def read(source: WorkerSource, request: manifest.Request, reading: Reading) -> None:
     """A zip of any kind."""
-    ready = read_inert(source, request)
-    if ready is not None:
-        _read_saved(source, request, reading, lambda: ZipArchive(source, reading), ready)
-        return
     if _read_plain(source, request, reading):
         return
     try:
@@ -41,7 +35,7 @@ def read(source: WorkerSource, request: manifest.Request, reading: Reading) -> N
     if archive.has_record("constants.pkl") or archive.has_record("model.json"):
         torchscript.read(source, request, reading, archive)
     elif archive.has_record("data.pkl"):
-        _read_saved(source, request, reading, lambda: archive)
+        _read_saved(source, request, reading, archive)
     elif archive.has_record(export.MARK):
         export.read(source, request, reading, archive)
     elif archive.has_record(package.MARK):
@@ -77,13 +71,9 @@ def _foreign(names: list[str]) -> Unsupported:
 
 
 def _read_saved(
-    source: WorkerSource,
-    request: manifest.Request,
-    reading: Reading,
-    opened: Callable[[], ZipArchive],
-    ready: Inert | None = None,
+    source: WorkerSource, request: manifest.Request, reading: Reading, archive: ZipArchive
 ) -> None:
-    """What torch.save has written since 1.6. `ready`: the inert reader's answer, if it is known."""
+    """What torch.save has written since 1.6."""
 
     def start() -> Tags:
         tags = Tags()
@@ -92,19 +82,12 @@ def _read_saved(
         return tags
 
     def weights_only() -> object:
-        if ready is not None and ready.refusal is not None:
-            raise type(ready.refusal)(*ready.refusal.args)  # another: its traceback holds `ready`
-        archive = opened()
         root = load_zip(archive, start())
         if not request.tensors or archive.get_record_size("data.pkl") <= SCANNED:
             note_globals(io.BytesIO(archive.get_record("data.pkl")), reading)
         return root
 
     def inert() -> object:
-        if ready is not None:
-            ready.report(reading)
-            return None
-        archive = opened()
         tags = start()
         storages = RecordStorages(archive, tags, lambda key: f"data/{key}")
         return InertUnpickler(
@@ -118,5 +101,3 @@ def _read_saved(
         Rung(INERT, inert),
         Rung(FULL, lambda: load_full(source, reading)),
     )
-    if ready is not None and reading.reader == INERT:
-        ready.finish(reading)

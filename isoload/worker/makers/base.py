@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+from ..names import Names
+
+if TYPE_CHECKING:
+    import torch
 
 Args = tuple[Any, ...]
 
@@ -16,6 +19,8 @@ class Decline(Exception):
 
 class Owner(Protocol):
     """The inert unpickler, as the constructors see it."""
+
+    names: Names
 
     def call(self, function: object, args: object, kwargs: object = None) -> object: ...
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from isoload import values
-
 from ..recorded import Recorded
 from .base import Args, Decline, Owner, Table, want
 
@@ -22,7 +20,7 @@ def _getattr(owner: Owner, args: Args) -> object:
     target, attribute = args
     if isinstance(target, Recorded) and target.reference:
         return owner.reference(f"{target.name}.{attribute}")
-    known = values.name_of(target)
+    known = owner.names.name_of(target)
     want(known is not None and known[0] == "global")
     assert known is not None
     return owner.reference(f"{known[1]}.{attribute}")

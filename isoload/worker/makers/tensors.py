@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch.storage import TypedStorage
 
-from isoload import values
-
 from ..reading import Damaged
 from ..recorded import Recorded
 from .base import Args, Decline, Owner, Table, unpack, want
@@ -136,7 +134,7 @@ def _rebuild_from_type_v2(owner: Owner, args: Args) -> object:
     want(len(args) == 4)
     function, kind, inner, state = args
     made = owner.call(function, inner)
-    name = kind.name if isinstance(kind, Recorded) else (values.name_of(kind) or ("", ""))[1]
+    name = kind.name if isinstance(kind, Recorded) else (owner.names.name_of(kind) or ("", ""))[1]
     if isinstance(made, torch.Tensor) and name in _OWN_TYPES:
         if name.endswith("Parameter") and type(made) is not torch.nn.Parameter:
             made = _parameter(made, made.requires_grad)

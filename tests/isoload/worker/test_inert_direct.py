@@ -27,10 +27,16 @@ import pytest
 import torch
 
 from isoload import manifest
+from isoload.torch_facts import gather
 from isoload.worker import describe, inert_scan, main, readers
-from isoload.worker.formats import zip_
-from isoload.worker.inert_direct import Inert, read_inert
+from isoload.worker.inert_direct import Lexicon, read_inert
+from isoload.worker.makers.layouts import LAYOUTS
+from isoload.worker.makers.table import MAKERS
+from isoload.worker.makers.tensors import TENSORS as TENSORS_MADE
+from isoload.worker.makers.views import VIEWS
 from isoload.worker.reading import Failure, Reading
+from isoload.worker.stand_ins import Unusual
+from isoload.worker.vocabulary import own_vocabulary
 from tests.fidelity.graphs import Maker
 
 from .files import corpus
@@ -39,7 +45,6 @@ from .programs import FRAGMENTS, RECORDS, archive, mutated, record, saved, sourc
 POLICIES = [
     manifest.Request(fallback="inert", max_output=1 << 30),
     manifest.Request(fallback="inert", max_output=1 << 30, tensors=False),
-    manifest.Request(fallback="none", max_output=1 << 30),
 ]
 
 
@@ -87,23 +92,37 @@ class Stateful:
         return Stateful, (1, "two"), self.state, iter([1, 2]), iter([("k", "v")])
 
 
+LEXICON = Lexicon(gather(), own_vocabulary())
+
+
 def _answer(data: bytes, request: manifest.Request) -> Any:
-    """All that the parent would be told of it."""
+    """All that the parent would be told of it by a worker with torch."""
     reading = Reading()
-    source = source_of(data)
     try:
-        readers.read(source, request, reading)
-        graph, arena = reading.graph, reading.arena
-        if graph is None:
-            graph, arena = describe.describe(reading, tensors=request.tensors, budget=request)
+        readers.read(source_of(data), request, reading)
+        graph, arena = describe.describe(reading, tensors=request.tensors, budget=request)
     except Failure as error:
         return error.kind, error.message, reading.report()
+    return _told(reading, graph, arena)
+
+
+def _told(reading: Reading, graph: manifest.Graph, arena: int | None) -> Any:
     held = b""
     if arena is not None:
         held = os.pread(arena, 1 << 26, 0)
         os.close(arena)
     storages = [_placed(storage, held) for storage in graph.storages]
-    return graph.root, msgspec.msgpack.encode(graph.nodes), storages, reading.report()
+    return graph.root, _nodes(graph), storages, reading.report()
+
+
+def _nodes(graph: manifest.Graph) -> Any:
+    """All of them. A set is in the order of its hashes, and those of torch's values are not those
+    of what stands for them: of a graph with such a set, what its nodes hold but indices."""
+    sets = [node for node in graph.nodes if isinstance(node, manifest.Set)]
+    if any(isinstance(graph.nodes[i], manifest.Named) for node in sets for i in node.items):
+        kept = [n for n in graph.nodes if not isinstance(n, (manifest.List, manifest.Tuple))]
+        return sorted(str(n) for n in kept if not isinstance(n, (manifest.Set, manifest.Dict)))
+    return msgspec.msgpack.encode(graph.nodes)
 
 
 def _placed(storage: manifest.Storage, arena: bytes) -> Any:
@@ -116,20 +135,23 @@ def _placed(storage: manifest.Storage, arena: bytes) -> Any:
 
 def same(data: bytes, *policies: manifest.Request) -> bool:
     """Hold both ways against each other. Whether the fast one read it."""
+    read = False
     for request in policies or POLICIES:
-        answer = _answer(data, request)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(zip_, "read_inert", lambda *_: None)
-            assert answer == _answer(data, request)
-    fast = _fast(data)
-    return fast is not None
+        reading = Reading()
+        if read_inert(source_of(data), request, LEXICON, reading):
+            read = True
+            assert reading.graph is not None
+            assert _told(reading, reading.graph, reading.arena) == _answer(data, request)
+    return read
 
 
-def _fast(data: bytes) -> Inert | None:
-    fast = read_inert(source_of(data), POLICIES[0])
-    if fast is not None and fast.arena is not None:
-        os.close(fast.arena)
-    return fast
+def _fast(data: bytes) -> Reading | None:
+    reading = Reading()
+    if not read_inert(source_of(data), POLICIES[0], LEXICON, reading):
+        return None
+    if reading.arena is not None:
+        os.close(reading.arena)
+    return reading
 
 
 def network() -> torch.nn.Module:
@@ -236,13 +258,34 @@ def test_a_file_that_weights_only_opens_is_not_read_inertly() -> None:
     assert _fast(saved({"a": torch.ones(2), "b": torch.eye(2).to_sparse()})) is None
 
 
-def test_the_first_refused_global_is_known_without_asking_for_the_rest() -> None:
-    fast = _fast(saved({"epoch": 1, "lr": 0.1, "model": Plain()}))
+@pytest.mark.parametrize("before", [1, [torch.ones(1)], {"a": [2, {"b": torch.ones(3)[1:]}]}])
+def test_the_first_refused_global_is_known_without_asking_torch(before: Any) -> None:
+    data = saved([before, Plain()])
+    assert same(data)
+    fast = _fast(data)
     assert fast is not None
-    assert "Plain" in str(fast.refusal)
-    fast = _fast(saved([torch.ones(1), Plain()]))
-    assert fast is not None
-    assert fast.refusal is None
+    assert [attempt.globals for attempt in fast.attempts] == [[f"{__name__}.Plain"]]
+
+
+def test_where_torch_would_stumble_before_the_refused_global_it_is_asked() -> None:
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n)R"
+    assert not same(archive(b"\x80\x02" + call + NET + b"\x86.", RECORDS))
+
+
+def test_of_blocked_modules_and_of_torchs_own_nobody_answers_for_torch() -> None:
+    for name in (b"os\nsystem", b"torch.nested._internal.nested_tensor\nNestedTensor"):
+        assert _fast(archive(b"\x80\x02c" + name + b"\n.", RECORDS)) is None
+        assert _fast(archive(b"\x80\x02" + NET + b"c" + name + b"\n\x86.", RECORDS)) is not None
+
+
+def test_what_is_left_is_all_that_torch_makes_and_a_view_is_not() -> None:
+    """The light reader knows by name which calls make a tensor."""
+    made = {*TENSORS_MADE, *LAYOUTS}
+    assert {name for name in made if name not in LEXICON.makers} == set()
+    for name in made - VIEWS.keys():
+        with pytest.raises(Unusual):
+            LEXICON.makers[name](None, ())  # type: ignore[arg-type]  # they ask nothing of it
+    assert LEXICON.makers.keys() == MAKERS.keys()
 
 
 @pytest.mark.parametrize("seed", range(30))
