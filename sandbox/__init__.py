@@ -9,7 +9,9 @@ Linux only. These are the public names; everything else may change.
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
     raise ImportError(
@@ -30,7 +32,9 @@ from sandbox.limits import Limits
 from sandbox.memfd import check_segment, create_memfd, map_segment, seal
 from sandbox.probe import probe
 from sandbox.reply import Reply, Usage
-from sandbox.sandbox import Reservation, Sandbox
+
+if TYPE_CHECKING:
+    from sandbox.sandbox import Reservation, Sandbox
 
 __all__ = [
     "DEFAULT_REQUIRED",
@@ -55,3 +59,10 @@ __all__ = [
     "probe",
     "seal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Of what a zygote, which imports this package too, has no use: imported where asked for."""
+    if name not in ("Reservation", "Sandbox"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("sandbox.sandbox"), name)

@@ -26,9 +26,11 @@ _LAST_WORDS = 2000  # bytes of a dead zygote's stderr
 # In isolated mode nothing of the caller's path is there yet: the package is loaded from its own
 # folder, whatever else of that name the interpreter could find. Before that, so that a zygote whose
 # parent dies does not first finish its imports: SIGIO where the control socket ends. fcntl(2)
-# All of pyroute2 takes 0.1 s to import, of which the messages that `network` needs are a quarter.
+# All of pyroute2 takes 0.1 s to import, of which the messages that `network` needs are a twentieth.
+# The collector would walk all that is imported many times, to find next to nothing.
 _BOOT = """
-import fcntl, os, select, signal, sys
+import fcntl, gc, os, select, signal, sys
+gc.disable()
 from importlib.util import module_from_spec, spec_from_file_location
 folder, fd = sys.argv[1], int(sys.argv[2])
 sys.path += [path for path in sys.argv[3:] if path not in sys.path]
@@ -46,7 +48,7 @@ spec = spec_from_file_location(
 sys.modules["sandbox"] = package = module_from_spec(spec)
 spec.loader.exec_module(package)
 from sandbox.imports import import_parts
-import_parts("pyroute2", ["netlink.rtnl.marshal"])
+import_parts("pyroute2", "sandbox.layers.network")
 from sandbox.zygote import main
 main(fd)
 """

@@ -78,7 +78,6 @@ def main(fd: int) -> NoReturn:
 def _prepare(order: dict[str, Any], caller: str) -> Plan:
     """Import and warm up everything, then look at the host, once for all workers."""
     imports.follow(order["folders"])
-    gc.disable()  # it would walk all that is imported many times, to find next to nothing
     for name in order["preload"]:
         importlib.import_module(name)
     gc.freeze()

@@ -105,6 +105,10 @@ def import_one(request: bytes, fds: list[int]) -> Answer:
     return _json(module.__file__)
 
 
+def imported(request: bytes, fds: list[int]) -> Answer:
+    return _json(sorted(sys.modules))
+
+
 def who(request: bytes, fds: list[int]) -> Answer:
     uids, gids = os.getresuid(), os.getresgid()
     environ = sorted(os.environ)
