@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from multiprocess.connection import Connection
@@ -78,10 +79,19 @@ class ZygoteGone(Exception):
     """The zygote took no order: it has died."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a zygote imports, and what it does before it serves: see `Sandbox`."""
+
+    preload: tuple[str, ...] = ()
+    warm_up: str | None = None
+    rehearsal: str | None = None
+
+
 class Zygote:
     """A started zygote; `ready` waits until it serves."""
 
-    def __init__(self, preload: Sequence[str], warm_up: str | None, rehearsal: str | None) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         if not sys.executable:
             raise SandboxError("sys.executable is empty: no Python to start a clean zygote with")
         self._lock = threading.Lock()
@@ -114,13 +124,13 @@ class Zygote:
             finally:
                 theirs.close()
             forks.register(self)
-        called = [name.partition(":")[0] for name in (warm_up, rehearsal) if name]
-        modules = [*preload, *called, "sandbox"]
+        called = [name.partition(":")[0] for name in (recipe.warm_up, recipe.rehearsal) if name]
+        modules = [*recipe.preload, *called, "sandbox"]
         order = {
             "folders": imports.folders_of(modules),
-            "preload": list(preload),
-            "warm_up": warm_up,
-            "rehearsal": rehearsal,
+            "preload": recipe.preload,
+            "warm_up": recipe.warm_up,
+            "rehearsal": recipe.rehearsal,
         }
         with contextlib.suppress(OSError):  # it died at once: `ready` finds out why
             self._control.send_bytes(json.dumps(order).encode())
