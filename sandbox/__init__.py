@@ -34,7 +34,8 @@ from sandbox.probe import probe
 from sandbox.reply import Reply, Usage
 
 if TYPE_CHECKING:
-    from sandbox.sandbox import Reservation, Sandbox
+    from sandbox.sandbox import Sandbox
+    from sandbox.slots import Reservation
 
 __all__ = [
     "DEFAULT_REQUIRED",
@@ -61,8 +62,11 @@ __all__ = [
 ]
 
 
+# Imported where they are asked for: a zygote imports this package too, and has no use for them.
+_LATE = {"Reservation": "sandbox.slots", "Sandbox": "sandbox.sandbox"}
+
+
 def __getattr__(name: str) -> Any:
-    """Of what a zygote, which imports this package too, has no use: imported where asked for."""
-    if name not in ("Reservation", "Sandbox"):
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("sandbox.sandbox"), name)
+    return getattr(importlib.import_module(_LATE[name]), name)

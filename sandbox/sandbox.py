@@ -10,14 +10,13 @@ import contextlib
 import errno
 import os
 import re
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 
-from sandbox import channel, forks
+from sandbox import channel
 from sandbox.errors import IsolationError, LimitError, SandboxError, WorkerError
 from sandbox.isolation import DEFAULT_REQUIRED, Isolation, check_required
 from sandbox.limits import Limits
@@ -25,19 +24,10 @@ from sandbox.pool import SPAWN_SECONDS, Pool
 from sandbox.processes import Recipe, Zygote, ZygoteGone
 from sandbox.reopen import reopen
 from sandbox.reply import Reply
+from sandbox.slots import Reservation, Slots
 from sandbox.workers import Worker
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
-
-class Reservation:
-    """One caller's place in a sandbox, from `Sandbox.reserve` on: what it uses of it, and what is
-    to be tidied up when it ends. For `Sandbox.run` to look into, and nobody else."""
-
-    def __init__(self) -> None:
-        self.slot = False  # is one of `max_workers` taken for it?
-        self.begun: Worker | None = None
-        self.over: list[Worker] = []
 
 
 class Sandbox:
@@ -50,6 +40,8 @@ class Sandbox:
                  the spare looks whether its request has come
     spares       workers kept confined and waiting, for speed
     max_workers  workers that may serve at one time; default: twice the CPUs, at least four
+    beside       a sandbox that has its `max_workers` together with this one. Each has a zygote,
+                 workers and spares of its own
 
     Thread-safe. A fork of this process may go on using it: the child starts a zygote of its own.
     """
@@ -62,6 +54,7 @@ class Sandbox:
         rehearsal: str | None = None,
         spares: int = 0,
         max_workers: int | None = None,
+        beside: Sandbox | None = None,
         _disable: Collection[str] = (),
     ) -> None:
         if isinstance(preload, str):
@@ -71,11 +64,15 @@ class Sandbox:
                 raise ValueError(f'expected "package.module:function", not {name!r}')
         if spares < 0 or (max_workers is not None and max_workers < 1):
             raise ValueError("spares must be at least 0, and max_workers at least 1")
+        if beside is not None and max_workers is not None:
+            raise ValueError("beside has its max_workers already: give only one of the two")
         recipe = Recipe(tuple(preload), warm_up, rehearsal)
         self._pool = Pool(recipe, spares, check_required(_disable))
-        self._max_workers = max_workers or max(4, 2 * (os.cpu_count() or 1))
-        self._slots = threading.Semaphore(self._max_workers)
-        forks.register(self)
+        self._slots: Slots = (
+            Slots(max_workers or max(4, 2 * (os.cpu_count() or 1)))
+            if beside is None
+            else beside._slots
+        )
         _open.add(self)
 
     def start(self) -> None:
@@ -90,18 +87,20 @@ class Sandbox:
         Nothing is waited for, so that what the caller does before that `run` is done meanwhile;
         and nothing is raised: what was in the way, `run` meets again, and says. `begin=False`: only
         when `run` is called, for a caller who may take long until then: a worker that has begun
-        counts as one of `max_workers`. At the end of the block the worker, dead by then, is buried
-        and the next spare is made: so what the caller does after the `run` has the processor to
-        itself.
+        counts as one of `max_workers`.
+
+        It may serve several runs, one after the other, of this sandbox and of those beside it: they
+        count as one of `max_workers`, and none but the first waits for its turn. At the end of the
+        block the workers, dead by then, are buried and the next spares are made: so what the caller
+        does after a `run` has the processor to itself.
         """
-        reservation = Reservation()
+        reservation = Reservation(self._slots, self._pool)
         try:
-            if begin and not self._pool.idle and self._slots.acquire(blocking=False):
-                reservation.slot = True
-                reservation.begun = self._pool.begin()
+            if begin and not self._pool.idle and reservation.take_slot(0):
+                reservation.begin()
             yield reservation
         finally:
-            self._tidy(reservation)
+            reservation.end()
 
     def run(
         self,
@@ -116,28 +115,27 @@ class Sandbox:
         """Call `entry` ("package.module:function") in a fresh worker and return its reply.
 
         The function takes (request: bytes, fds: list[int]) and returns (bytes, list of fds).
-        `reserved`: of a `reserve` around this call. `limits.wall` counts from here once the zygote
-        serves. Raises IsolationError, before the worker has seen anything, where a layer in
-        `require` cannot be had; LimitError; WorkerError where the function raises, dies or breaks
-        the protocol; ClosedError.
+        `reserved`: of a `reserve` around this call, of this sandbox or of one beside it.
+        `limits.wall` counts from here once the zygote serves. Raises IsolationError, before the
+        worker has seen anything, where a layer in `require` cannot be had; LimitError; WorkerError
+        where the function raises, dies or breaks the protocol; ClosedError.
         """
         if not _NAME.fullmatch(entry):
             raise ValueError(f'entry must be "package.module:function", not {entry!r}')
         required = check_required(require)
+        if reserved is not None:
+            reserved.check(self._slots)
         body = bytes(request)
         size = len(body) + sum(os.fstat(fd).st_size for fd in fds)
         resolved = (limits or Limits()).resolved(size)
         self._pool.serving()
         deadline = time.monotonic() + resolved.wall
         with contextlib.nullcontext(reserved) if reserved is not None else self.reserve() as place:
-            if not place.slot:
-                place.slot = self._slots.acquire(timeout=resolved.wall)
-            if not place.slot:
+            if not place.take_slot(resolved.wall):
                 raise LimitError("wall", resolved.wall, "no worker became free")
-            begun, place.begun = place.begun, None
             try:
-                worker = self._pool.take(deadline, resolved, begun)
-                place.over.append(worker)
+                worker = self._pool.take(deadline, resolved, place.next(self._pool))
+                place.over.append((self._pool, worker))
                 missing = worker.isolation.missing(required)
                 if missing:
                     raise IsolationError(missing)
@@ -193,21 +191,6 @@ class Sandbox:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def after_fork_in_child(self) -> None:
-        """No worker of the parent's takes a place here."""
-        self._slots = threading.Semaphore(self._max_workers)
-
-    def _tidy(self, reservation: Reservation) -> None:
-        if reservation.begun is not None:
-            reservation.over.append(reservation.begun)
-        left = len(reservation.over)
-        for worker in reservation.over:
-            left -= 1
-            self._pool.retire(worker, self._slots.release if left == 0 else lambda: None)
-        if reservation.slot and not reservation.over:
-            self._slots.release()
-        self._pool.fill()
 
     # What the tests look into
 

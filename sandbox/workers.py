@@ -217,6 +217,8 @@ class Worker:
 
     def bury(self, seconds: float = _BURY_SECONDS) -> None:
         """Kill, wait until the zygote has reaped it, remove and close what is left."""
+        if self._lifeline.fileno() < 0:  # abandoned: it is the parent's, from before a fork
+            return
         self.kill()
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -27,7 +26,7 @@ from sandbox import (
     SandboxError,
     WorkerError,
 )
-from tests.sandbox.conftest import ENTRIES, Run, Traces
+from tests.sandbox.conftest import ENTRIES, Run, Traces, wait_for
 
 pytestmark = pytest.mark.isolation
 
@@ -131,13 +130,13 @@ def test_spares_are_kept_to_their_number(isolated: Sandbox) -> None:
 def test_a_reserved_worker_serves_the_run_that_it_was_reserved_for(isolated: Sandbox) -> None:
     with Sandbox(preload=[ENTRIES], max_workers=1) as box:
         box.run(ECHO, b"x")
-        assert wait_for(lambda: box._slots._value)
+        assert wait_for(lambda: box._slots._free._value)
         with box.reserve() as reserved:
-            worker = reserved.begun
-            assert worker is not None
+            begun = reserved.begun
+            assert begun is not None
             assert box.run(ECHO, b"once", reserved=reserved).data == b"once"
             assert box.run(ECHO, b"twice", reserved=reserved).data == b"twice"
-            assert reserved.over[0] is worker
+            assert reserved.over[0] == begun
             assert len(reserved.over) == 2
 
 
@@ -182,13 +181,6 @@ def test_a_closed_sandbox_reserves_nothing_and_its_run_says_so(isolated: Sandbox
             box.run(ECHO, b"x", reserved=reserved)
     with box.reserve() as reserved, pytest.raises(ClosedError):
         box.run(ECHO, b"x", reserved=reserved)
-
-
-def wait_for(found: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 10
-    while not found() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found()
 
 
 def test_a_spare_that_died_is_replaced(isolated: Sandbox) -> None:
