@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from multiprocess.connection import Connection
 
-from sandbox import forks, imports, memfd
+from sandbox import channel, forks, imports, memfd
 from sandbox.errors import SandboxError, printable
 
 START_SECONDS = 180.0  # a cold import of torch from a slow disk takes a minute
@@ -85,6 +85,7 @@ class Recipe:
 
     preload: tuple[str, ...] = ()
     warm_up: str | None = None
+    warm_up_data: bytes | None = None
     rehearsal: str | None = None
 
 
@@ -99,7 +100,7 @@ class Zygote:
         self._served = False
         self._failure = ""
         package = os.path.dirname(os.path.abspath(__file__))
-        with forks.creating:
+        with forks.creating, _lent(recipe.warm_up_data) as data:
             self._sock, theirs = _above_standard_streams(socket.socketpair())
             self._control = Connection(os.dup(self._sock.fileno()))
             self._errors = memfd.create_memfd("zygote-stderr")
@@ -124,16 +125,8 @@ class Zygote:
             finally:
                 theirs.close()
             forks.register(self)
-        called = [name.partition(":")[0] for name in (recipe.warm_up, recipe.rehearsal) if name]
-        modules = [*recipe.preload, *called, "sandbox"]
-        order = {
-            "folders": imports.folders_of(modules),
-            "preload": recipe.preload,
-            "warm_up": recipe.warm_up,
-            "rehearsal": recipe.rehearsal,
-        }
-        with contextlib.suppress(OSError):  # it died at once: `ready` finds out why
-            self._control.send_bytes(json.dumps(order).encode())
+            with contextlib.suppress(OSError):  # it died at once: `ready` finds out why
+                self._send(_first_order(recipe), data)
 
     @property
     def pid(self) -> int:
@@ -167,10 +160,13 @@ class Zygote:
         """Have one worker forked. ZygoteGone where there is nobody to do it."""
         with self._lock:
             try:
-                self._control.send_bytes(json.dumps(message | {"fds": len(fds)}).encode())
-                socket.send_fds(self._sock, [b"\0"], list(fds))
+                self._send(message, fds)
             except OSError as error:
                 raise ZygoteGone(self.death()) from error
+
+    def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        self._control.send_bytes(json.dumps(message | {"fds": len(fds)}).encode())
+        socket.send_fds(self._sock, [b"\0"], list(fds))
 
     def gone(self) -> bool:
         return self._process.poll() is not None
@@ -216,6 +212,30 @@ class Zygote:
         size = os.fstat(self._errors).st_size
         tail = os.pread(self._errors, _LAST_WORDS, max(0, size - _LAST_WORDS))
         return printable(tail.decode("utf-8", "replace").strip())
+
+
+def _first_order(recipe: Recipe) -> dict[str, Any]:
+    called = [name.partition(":")[0] for name in (recipe.warm_up, recipe.rehearsal) if name]
+    return {
+        "folders": imports.folders_of([*recipe.preload, *called, "sandbox"]),
+        "preload": recipe.preload,
+        "warm_up": recipe.warm_up,
+        "rehearsal": recipe.rehearsal,
+    }
+
+
+@contextlib.contextmanager
+def _lent(data: bytes | None) -> Iterator[list[int]]:
+    """A descriptor of the data; none where there is none.
+
+    Not in the order: a socket holds some two hundred KB, and who sends more waits for a zygote that
+    is still on its way, or stopped.
+    """
+    fds = [] if data is None else [memfd.create_filled("zygote-warm-up", data)]
+    try:
+        yield fds
+    finally:
+        channel.close_all(fds)
 
 
 def _above_standard_streams(

@@ -35,6 +35,7 @@ class Sandbox:
 
     preload      modules that the zygote imports before it forks, by name
     warm_up      "package.module:function", called once in the zygote after the preload
+    warm_up_data where given, the argument of that call: trusted bytes, which workers can read
     rehearsal    "package.module:function", called in each spare while it waits for its request, so
                  that the page faults of a first run lie behind it. A generator: between two steps
                  the spare looks whether its request has come
@@ -51,6 +52,7 @@ class Sandbox:
         *,
         preload: Sequence[str] = (),
         warm_up: str | None = None,
+        warm_up_data: bytes | None = None,
         rehearsal: str | None = None,
         spares: int = 0,
         max_workers: int | None = None,
@@ -62,11 +64,13 @@ class Sandbox:
         for name in (warm_up, rehearsal):
             if name is not None and not _NAME.fullmatch(name):
                 raise ValueError(f'expected "package.module:function", not {name!r}')
+        if warm_up_data is not None and warm_up is None:
+            raise ValueError("warm_up_data is the argument of a warm_up, and there is none")
         if spares < 0 or (max_workers is not None and max_workers < 1):
             raise ValueError("spares must be at least 0, and max_workers at least 1")
         if beside is not None and max_workers is not None:
             raise ValueError("beside has its max_workers already: give only one of the two")
-        recipe = Recipe(tuple(preload), warm_up, rehearsal)
+        recipe = Recipe(tuple(preload), warm_up, warm_up_data, rehearsal)
         self._pool = Pool(recipe, spares, check_required(_disable))
         self._slots: Slots = (
             Slots(max_workers or max(4, 2 * (os.cpu_count() or 1)))

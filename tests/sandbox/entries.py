@@ -401,6 +401,18 @@ def warm_up() -> None:
     warmed = True
 
 
+given = b"nothing"
+
+
+def warm_up_with(data: bytes) -> None:
+    global given
+    given = data
+
+
+def what_was_given(request: bytes, fds: list[int]) -> Answer:
+    return given, []
+
+
 def is_warm(request: bytes, fds: list[int]) -> Answer:
     return _json(warmed)
 

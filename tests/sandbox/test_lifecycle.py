@@ -395,6 +395,33 @@ def test_a_warm_up_runs_once_in_the_zygote(isolated: Sandbox) -> None:
         assert box.run(f"{ENTRIES}:is_warm", b"").data == b"true"
 
 
+@pytest.mark.parametrize("data", [b"", b"plain\0data", os.urandom(700_000)], ids=len)
+def test_a_warm_up_is_given_its_data(isolated: Sandbox, data: bytes) -> None:
+    warm_up = f"{ENTRIES}:warm_up_with"
+    with Sandbox(preload=[ENTRIES], warm_up=warm_up, warm_up_data=data) as box:
+        for _ in range(2):
+            assert box.run(f"{ENTRIES}:what_was_given", b"").data == data
+            zygote_of(box).kill()  # the next one is given it too
+
+
+def test_data_for_a_zygote_that_does_not_read_holds_nobody_up(isolated: Sandbox) -> None:
+    before = Traces()
+    warm_up, data = f"{ENTRIES}:warm_up_with", bytes(50 << 20)
+    with Sandbox(preload=["tests.sandbox.slow"], warm_up=warm_up, warm_up_data=data) as box:
+        box.start()
+        zygote_of(box).suspend()
+        threading.Timer(0.2, zygote_of(box).kill).start()
+        with pytest.raises(SandboxError, match="could not start"):
+            box.run(ECHO, b"")
+    Path(f"/tmp/isoload-test-slow-{os.getpid()}").unlink(missing_ok=True)
+    Traces.wait_until(before)
+
+
+def test_data_without_a_warm_up_is_an_error() -> None:
+    with pytest.raises(ValueError, match="there is none"):
+        Sandbox(warm_up_data=b"x")
+
+
 @pytest.mark.parametrize(("spares", "rehearsed"), [(0, b"false"), (1, b"true")])
 def test_a_rehearsal_runs_in_spares_alone(isolated: Sandbox, spares: int, rehearsed: bytes) -> None:
     rehearsal = f"{ENTRIES}:rehearse"
@@ -411,6 +438,7 @@ def test_a_rehearsal_runs_in_spares_alone(isolated: Sandbox, spares: int, rehear
     [
         (["no_such_module_here"], None, "no_such_module_here"),
         ([ENTRIES], f"{ENTRIES}:fail_to_warm_up", "this warm-up fails"),
+        ([ENTRIES], f"{ENTRIES}:warm_up_with", "missing 1 required"),
         ([ENTRIES], f"{ENTRIES}:start_a_thread", "2 threads"),
     ],
 )
