@@ -87,6 +87,7 @@ class Recipe:
     warm_up: str | None = None
     warm_up_data: bytes | None = None
     rehearsal: str | None = None
+    reopens: bool = True
 
 
 class Zygote:
@@ -221,6 +222,7 @@ def _first_order(recipe: Recipe) -> dict[str, Any]:
         "preload": recipe.preload,
         "warm_up": recipe.warm_up,
         "rehearsal": recipe.rehearsal,
+        "reopens": recipe.reopens,
     }
 
 

@@ -39,6 +39,7 @@ class Sandbox:
     rehearsal    "package.module:function", called in each spare while it waits for its request, so
                  that the page faults of a first run lie behind it. A generator: between two steps
                  the spare looks whether its request has come
+    reopens      can it `reopen` files? That takes a small process beside the zygote
     spares       workers kept confined and waiting, for speed
     max_workers  workers that may serve at one time; default: twice the CPUs, at least four
     beside       a sandbox that has its `max_workers` together with this one. Each has a zygote,
@@ -54,6 +55,7 @@ class Sandbox:
         warm_up: str | None = None,
         warm_up_data: bytes | None = None,
         rehearsal: str | None = None,
+        reopens: bool = True,
         spares: int = 0,
         max_workers: int | None = None,
         beside: Sandbox | None = None,
@@ -70,7 +72,8 @@ class Sandbox:
             raise ValueError("spares must be at least 0, and max_workers at least 1")
         if beside is not None and max_workers is not None:
             raise ValueError("beside has its max_workers already: give only one of the two")
-        recipe = Recipe(tuple(preload), warm_up, warm_up_data, rehearsal)
+        recipe = Recipe(tuple(preload), warm_up, warm_up_data, rehearsal, reopens)
+        self._reopens = reopens
         self._pool = Pool(recipe, spares, check_required(_disable))
         self._slots: Slots = (
             Slots(max_workers or max(4, 2 * (os.cpu_count() or 1)))
@@ -159,8 +162,11 @@ class Sandbox:
 
         Whoever holds the result can change neither the file's bytes nor its mode, times or
         attributes. The caller closes it. Raises OSError where that cannot be had: no path leads to
-        the file any more, or the host has no namespaces; SandboxError where no zygote serves.
+        the file any more, or the host has no namespaces; SandboxError where no zygote serves;
+        ValueError under `reopens=False`.
         """
+        if not self._reopens:
+            raise ValueError("this sandbox was made with reopens=False: it opens no file again")
         for _ in range(2):
             zygote = self._pool.serving()
             try:

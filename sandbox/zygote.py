@@ -48,11 +48,12 @@ def main(fd: int) -> NoReturn:
     kernel.prctl(kernel.PR_SET_DUMPABLE, "PR_SET_DUMPABLE, 0", 0)
     caller = _caller()
     supervisor = Supervisor(fd, companions.start(sentinel.live))
-    opener = Opener(caller)
     control = Connection(fd)
     with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(EOFError, OSError):
         try:
-            plan = _prepare(*_next_order(control, sock), caller)
+            order, fds = _next_order(control, sock)
+            opener = Opener(caller) if order["reopens"] else None
+            plan = _prepare(order, fds, caller)
         except BaseException:
             failure = {"failed": traceback.format_exc()[-_LAST_WORDS:]}
             control.send_bytes(json.dumps(failure).encode())
@@ -64,7 +65,8 @@ def main(fd: int) -> NoReturn:
             supervisor.serve()
             order, fds = _next_order(control, sock)
             if order["kind"] == "reopen":
-                opener.forward(order["path"], fds[0])
+                if opener is not None:
+                    opener.forward(order["path"], fds[0])
                 channel.close_all(fds)
                 continue
             ward = _fork(order, fds, plan)
