@@ -164,8 +164,8 @@ def test_nothing_is_reserved_where_a_spare_waits_or_no_worker_is_free(isolated: 
 
 def test_a_reserved_worker_whose_zygote_dies_serves_or_is_replaced(isolated: Sandbox) -> None:
     with Sandbox(preload=[ENTRIES]) as box:
-        box.run(ECHO, b"x")
-        for pause in (0.0, 0.5):
+        for pause in (*(n / 5000 for n in range(12)), 0.5):  # also between its fork and its word
+            box.run(ECHO, b"x")
             with box.reserve() as reserved:
                 time.sleep(pause)
                 zygote_of(box).kill()
