@@ -9,7 +9,9 @@ Linux only. These are the public names; everything else may change.
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
     raise ImportError(
@@ -30,7 +32,10 @@ from sandbox.limits import Limits
 from sandbox.memfd import check_segment, create_memfd, map_segment, seal
 from sandbox.probe import probe
 from sandbox.reply import Reply, Usage
-from sandbox.sandbox import Reservation, Sandbox
+
+if TYPE_CHECKING:
+    from sandbox.sandbox import Sandbox
+    from sandbox.slots import Reservation
 
 __all__ = [
     "DEFAULT_REQUIRED",
@@ -55,3 +60,13 @@ __all__ = [
     "probe",
     "seal",
 ]
+
+
+# Imported where they are asked for: a zygote imports this package too, and has no use for them.
+_LATE = {"Reservation": "sandbox.slots", "Sandbox": "sandbox.sandbox"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATE[name]), name)

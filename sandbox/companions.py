@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ def start(live: Callable[[socket.socket], None], flags: int = 0) -> socket.socke
         raise
     if pid == 0:
         try:
+            gc.enable()  # a zygote does without while it imports; this one lives on as it is
             signal.signal(signal.SIGIO, signal.SIG_IGN)
             os.setsid()
             kernel.close_all_but({0, 1, 2, theirs.fileno()})

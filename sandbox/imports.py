@@ -13,7 +13,6 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any
 
@@ -49,11 +48,12 @@ def _location(name: str) -> str | None:
     return spec.origin if spec.has_location else None
 
 
-def import_parts(package: str, parts: Sequence[str]) -> None:
-    """Import modules of a package without what its ``__init__`` imports beside them.
+def import_parts(package: str, user: str) -> None:
+    """Import the module `user`, and of `package` no more than it needs: not what the package's
+    ``__init__`` imports beside that.
 
     For a process that needs no more of it: the package does not have them as attributes afterwards.
-    Where a part needs the whole, none is imported: the import statement of who needs them does it
+    Where a part needs the whole, none is imported: the import statement of who needs `user` does it
     as usual, and says what is wrong.
     """
     spec = importlib.util.find_spec(package)
@@ -61,8 +61,7 @@ def import_parts(package: str, parts: Sequence[str]) -> None:
         return
     sys.modules[package] = importlib.util.module_from_spec(spec)  # it has a path, and is not run
     try:
-        for part in parts:
-            importlib.import_module(f"{package}.{part}")
+        importlib.import_module(user)
     except Exception:
         for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
             del sys.modules[name]
@@ -70,7 +69,7 @@ def import_parts(package: str, parts: Sequence[str]) -> None:
         del sys.modules[package]
 
 
-class Pinned(MetaPathFinder):
+class Pinned:
     """Finds the named top-level packages where the parent found them, and nothing else."""
 
     def __init__(self, folders: dict[str, str]) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, fields
 
-import psutil
-
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -69,6 +67,8 @@ class Limits:
 
 @functools.cache
 def _host_memory() -> int:
+    import psutil  # noqa: PLC0415 - a zygote knows limits too, and asks no host for them
+
     return int(psutil.virtual_memory().total)
 
 

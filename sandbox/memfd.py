@@ -35,6 +35,19 @@ def create_memfd(name: str, size: int | None = None) -> int:
     return fd
 
 
+def create_filled(name: str, data: bytes) -> int:
+    """A new sealed memfd that holds `data`. The caller owns the descriptor."""
+    fd = create_memfd(name)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        seal(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def seal(fd: int) -> None:
     """All four seals: from here nobody can change it. OSError EBUSY while a writable shared
     mapping of it lives anywhere."""

@@ -5,11 +5,8 @@ What is required is not decided here, and why a layer was refused is explained i
 
 from __future__ import annotations
 
-from sandbox.causes import explain
+import sandbox
 from sandbox.isolation import Isolation
-from sandbox.sandbox import Sandbox
-
-__all__ = ["explain", "probe"]
 
 
 def probe() -> Isolation:
@@ -18,5 +15,5 @@ def probe() -> Isolation:
     Takes a few tenths of a second: it starts a zygote of its own, without a preload. Raises
     SandboxError where not even an unconfined worker can be had.
     """
-    with Sandbox() as sandbox:
-        return sandbox.run("sandbox.throwaway:answer", b"", require=()).isolation
+    with sandbox.Sandbox() as box:
+        return box.run("sandbox.throwaway:answer", b"", require=()).isolation

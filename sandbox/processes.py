@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from multiprocess.connection import Connection
 
-from sandbox import forks, imports, memfd
+from sandbox import channel, forks, imports, memfd
 from sandbox.errors import SandboxError, printable
 
 START_SECONDS = 180.0  # a cold import of torch from a slow disk takes a minute
@@ -26,9 +27,11 @@ _LAST_WORDS = 2000  # bytes of a dead zygote's stderr
 # In isolated mode nothing of the caller's path is there yet: the package is loaded from its own
 # folder, whatever else of that name the interpreter could find. Before that, so that a zygote whose
 # parent dies does not first finish its imports: SIGIO where the control socket ends. fcntl(2)
-# All of pyroute2 takes 0.1 s to import, of which the messages that `network` needs are a quarter.
+# All of pyroute2 takes 0.1 s to import, of which the messages that `network` needs are a twentieth.
+# The collector would walk all that is imported many times, to find next to nothing.
 _BOOT = """
-import fcntl, os, select, signal, sys
+import fcntl, gc, os, select, signal, sys
+gc.disable()
 from importlib.util import module_from_spec, spec_from_file_location
 folder, fd = sys.argv[1], int(sys.argv[2])
 sys.path += [path for path in sys.argv[3:] if path not in sys.path]
@@ -46,7 +49,7 @@ spec = spec_from_file_location(
 sys.modules["sandbox"] = package = module_from_spec(spec)
 spec.loader.exec_module(package)
 from sandbox.imports import import_parts
-import_parts("pyroute2", ["netlink.rtnl.marshal"])
+import_parts("pyroute2", "sandbox.layers.network")
 from sandbox.zygote import main
 main(fd)
 """
@@ -76,10 +79,21 @@ class ZygoteGone(Exception):
     """The zygote took no order: it has died."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a zygote imports, and what it does before it serves: see `Sandbox`."""
+
+    preload: tuple[str, ...] = ()
+    warm_up: str | None = None
+    warm_up_data: bytes | None = None
+    rehearsal: str | None = None
+    reopens: bool = True
+
+
 class Zygote:
     """A started zygote; `ready` waits until it serves."""
 
-    def __init__(self, preload: Sequence[str], warm_up: str | None, rehearsal: str | None) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         if not sys.executable:
             raise SandboxError("sys.executable is empty: no Python to start a clean zygote with")
         self._lock = threading.Lock()
@@ -87,7 +101,7 @@ class Zygote:
         self._served = False
         self._failure = ""
         package = os.path.dirname(os.path.abspath(__file__))
-        with forks.creating:
+        with forks.creating, _lent(recipe.warm_up_data) as data:
             self._sock, theirs = _above_standard_streams(socket.socketpair())
             self._control = Connection(os.dup(self._sock.fileno()))
             self._errors = memfd.create_memfd("zygote-stderr")
@@ -112,16 +126,8 @@ class Zygote:
             finally:
                 theirs.close()
             forks.register(self)
-        called = [name.partition(":")[0] for name in (warm_up, rehearsal) if name]
-        modules = [*preload, *called, "sandbox"]
-        order = {
-            "folders": imports.folders_of(modules),
-            "preload": list(preload),
-            "warm_up": warm_up,
-            "rehearsal": rehearsal,
-        }
-        with contextlib.suppress(OSError):  # it died at once: `ready` finds out why
-            self._control.send_bytes(json.dumps(order).encode())
+            with contextlib.suppress(OSError):  # it died at once: `ready` finds out why
+                self._send(_first_order(recipe), data)
 
     @property
     def pid(self) -> int:
@@ -155,10 +161,13 @@ class Zygote:
         """Have one worker forked. ZygoteGone where there is nobody to do it."""
         with self._lock:
             try:
-                self._control.send_bytes(json.dumps(message | {"fds": len(fds)}).encode())
-                socket.send_fds(self._sock, [b"\0"], list(fds))
+                self._send(message, fds)
             except OSError as error:
                 raise ZygoteGone(self.death()) from error
+
+    def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        self._control.send_bytes(json.dumps(message | {"fds": len(fds)}).encode())
+        socket.send_fds(self._sock, [b"\0"], list(fds))
 
     def gone(self) -> bool:
         return self._process.poll() is not None
@@ -204,6 +213,31 @@ class Zygote:
         size = os.fstat(self._errors).st_size
         tail = os.pread(self._errors, _LAST_WORDS, max(0, size - _LAST_WORDS))
         return printable(tail.decode("utf-8", "replace").strip())
+
+
+def _first_order(recipe: Recipe) -> dict[str, Any]:
+    called = [name.partition(":")[0] for name in (recipe.warm_up, recipe.rehearsal) if name]
+    return {
+        "folders": imports.folders_of([*recipe.preload, *called, "sandbox"]),
+        "preload": recipe.preload,
+        "warm_up": recipe.warm_up,
+        "rehearsal": recipe.rehearsal,
+        "reopens": recipe.reopens,
+    }
+
+
+@contextlib.contextmanager
+def _lent(data: bytes | None) -> Iterator[list[int]]:
+    """A descriptor of the data; none where there is none.
+
+    Not in the order: a socket holds some two hundred KB, and who sends more waits for a zygote that
+    is still on its way, or stopped.
+    """
+    fds = [] if data is None else [memfd.create_filled("zygote-warm-up", data)]
+    try:
+        yield fds
+    finally:
+        channel.close_all(fds)
 
 
 def _above_standard_streams(

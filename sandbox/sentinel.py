@@ -18,7 +18,8 @@ import socket
 from dataclasses import dataclass
 
 from sandbox import channel
-from sandbox.layers.cgroup import CgroupUnavailable, cleanup_leaf
+from sandbox.layers.cgroup_find import CgroupUnavailable
+from sandbox.layers.cgroup_leaf import cleanup_leaf
 
 _MESSAGE = 4096  # bytes
 _MAX_FDS = 16

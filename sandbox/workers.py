@@ -36,6 +36,7 @@ _CPU_SHARE = 0.5  # RLIMIT_CPU counts whole ticks; on a busy host the exact figu
 _DYING_SECONDS = 0.5  # between a dying worker's end of file and the zygote's report
 _FAILURE_BYTES = 16384
 _JOIN_SECONDS = 5.0
+_LOOK_SECONDS = 0.1  # between two looks whether a zygote that says nothing is still there
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Worker:
 
     def __init__(self, zygote: Zygote, disabled: frozenset[str], *, spare: bool) -> None:
         """Order one of the zygote; `confined` waits for it. ZygoteGone where there is nobody."""
+        self._zygote = zygote
         self._disabled = disabled
         self._spare = spare
         self._ending = threading.Lock()
@@ -148,7 +150,7 @@ class Worker:
         if limits is not None:
             with contextlib.suppress(OSError):  # `run` meets it again, and says what it means
                 self._limit(limits)
-        self._hear_zygote(deadline)
+        self._await_birth(deadline)
         if not self._pid:
             raise ZygoteGone("no worker was forked")
         try:
@@ -217,6 +219,8 @@ class Worker:
 
     def bury(self, seconds: float = _BURY_SECONDS) -> None:
         """Kill, wait until the zygote has reaped it, remove and close what is left."""
+        if self._lifeline.fileno() < 0:  # abandoned: it is the parent's, from before a fork
+            return
         self.kill()
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):
@@ -254,6 +258,19 @@ class Worker:
             return contextlib.nullcontext()
         self._watchdog = watchdog.Watchdog(self._pid, limits.memory, lambda _: self.kill())
         return self._watchdog
+
+    def _await_birth(self, deadline: float) -> None:
+        """Read the first that the zygote says of it.
+
+        One that is killed may have forked it and said nothing; and the lifeline does not end then,
+        for the sentinel has it too.
+        """
+        until = time.monotonic() + _LOOK_SECONDS
+        while until < deadline and not wait([self._lifeline], until - time.monotonic()):
+            if self._zygote.gone() and not wait([self._lifeline], 0):
+                raise ZygoteGone("it died before it told of a worker")
+            until = time.monotonic() + _LOOK_SECONDS
+        self._hear_zygote(deadline)
 
     def _hear_zygote(self, deadline: float) -> bool:
         """Read what the zygote says of it. False at the end; TimeoutError at the deadline."""

@@ -48,11 +48,12 @@ def main(fd: int) -> NoReturn:
     kernel.prctl(kernel.PR_SET_DUMPABLE, "PR_SET_DUMPABLE, 0", 0)
     caller = _caller()
     supervisor = Supervisor(fd, companions.start(sentinel.live))
-    opener = Opener(caller)
     control = Connection(fd)
     with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(EOFError, OSError):
         try:
-            plan = _prepare(json.loads(control.recv_bytes(ORDER_LIMIT)), caller)
+            order, fds = _next_order(control, sock)
+            opener = Opener(caller) if order["reopens"] else None
+            plan = _prepare(order, fds, caller)
         except BaseException:
             failure = {"failed": traceback.format_exc()[-_LAST_WORDS:]}
             control.send_bytes(json.dumps(failure).encode())
@@ -62,10 +63,10 @@ def main(fd: int) -> NoReturn:
         control.send_bytes(json.dumps({"caller": plan.caller}).encode())
         while True:
             supervisor.serve()
-            order = json.loads(control.recv_bytes(ORDER_LIMIT))
-            fds = channel.receive_fds(sock, order["fds"])
+            order, fds = _next_order(control, sock)
             if order["kind"] == "reopen":
-                opener.forward(order["path"], fds[0])
+                if opener is not None:
+                    opener.forward(order["path"], fds[0])
                 channel.close_all(fds)
                 continue
             ward = _fork(order, fds, plan)
@@ -75,15 +76,19 @@ def main(fd: int) -> NoReturn:
     os._exit(0)
 
 
-def _prepare(order: dict[str, Any], caller: str) -> Plan:
+def _next_order(control: Connection, sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    order = json.loads(control.recv_bytes(ORDER_LIMIT))
+    return order, channel.receive_fds(sock, order["fds"])
+
+
+def _prepare(order: dict[str, Any], fds: list[int], caller: str) -> Plan:
     """Import and warm up everything, then look at the host, once for all workers."""
     imports.follow(order["folders"])
-    gc.disable()  # it would walk all that is imported many times, to find next to nothing
     for name in order["preload"]:
         importlib.import_module(name)
     gc.freeze()
     if order["warm_up"]:
-        worker.find(order["warm_up"])()
+        worker.find(order["warm_up"])(*(_content(fd) for fd in fds))
     if order["rehearsal"]:
         worker.rehearsal.append(worker.find(order["rehearsal"]))
     with contextlib.suppress(OSError):  # no netlink here: each worker's proof will say so
@@ -111,6 +116,12 @@ def _prepare(order: dict[str, Any], caller: str) -> Plan:
     gc.freeze()
     _check_single_threaded()
     return plan
+
+
+def _content(fd: int) -> bytes:
+    with open(fd, "rb") as file:
+        file.seek(0)  # it is where the parent's writing ended
+        return file.read()
 
 
 def _fork(order: dict[str, Any], fds: list[int], plan: Plan) -> Ward | None:

@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE
-from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWLINK
+from pyroute2.netlink.rtnl import (
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+)
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP, ifinfmsg
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from sandbox import kernel
 from sandbox.layers import Place
+
+try:
+    from pyroute2.netlink.marshal import Marshal
+except ImportError:  # before pyroute2 0.9
+    from pyroute2.netlink.nlsocket import Marshal
 
 _ANSWER_SECONDS = 2.0
 _VSOCK_CAVEAT = (
@@ -76,8 +87,12 @@ class _Link(ifinfmsg):  # type: ignore[misc]  # pyroute2 has no types
     nla_map = ()
 
 
-class _Marshal(MarshalRtnl):  # type: ignore[misc]
-    msg_map = MarshalRtnl.msg_map | {RTM_NEWLINK: _Link}
+class _Marshal(Marshal):  # type: ignore[misc]
+    msg_map: ClassVar[dict[int, Any]] = {
+        RTM_NEWLINK: _Link,
+        RTM_NEWADDR: ifaddrmsg,
+        RTM_NEWROUTE: rtmsg,
+    }
 
 
 _MARSHAL = _Marshal()

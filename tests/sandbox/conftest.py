@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -42,6 +43,14 @@ def run(isolated: Sandbox) -> Run:
         return isolated.run(f"{ENTRIES}:{name}", request, *rest, **named)  # type: ignore[arg-type]
 
     return run
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    """What is found within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not found() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found()
 
 
 class Traces:

@@ -105,6 +105,10 @@ def import_one(request: bytes, fds: list[int]) -> Answer:
     return _json(module.__file__)
 
 
+def imported(request: bytes, fds: list[int]) -> Answer:
+    return _json(sorted(sys.modules))
+
+
 def who(request: bytes, fds: list[int]) -> Answer:
     uids, gids = os.getresuid(), os.getresgid()
     environ = sorted(os.environ)
@@ -395,6 +399,18 @@ warmed = False
 def warm_up() -> None:
     global warmed
     warmed = True
+
+
+given = b"nothing"
+
+
+def warm_up_with(data: bytes) -> None:
+    global given
+    given = data
+
+
+def what_was_given(request: bytes, fds: list[int]) -> Answer:
+    return given, []
 
 
 def is_warm(request: bytes, fds: list[int]) -> Answer:

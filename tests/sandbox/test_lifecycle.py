@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -27,7 +26,7 @@ from sandbox import (
     SandboxError,
     WorkerError,
 )
-from tests.sandbox.conftest import ENTRIES, Run, Traces
+from tests.sandbox.conftest import ENTRIES, Run, Traces, wait_for
 
 pytestmark = pytest.mark.isolation
 
@@ -131,13 +130,13 @@ def test_spares_are_kept_to_their_number(isolated: Sandbox) -> None:
 def test_a_reserved_worker_serves_the_run_that_it_was_reserved_for(isolated: Sandbox) -> None:
     with Sandbox(preload=[ENTRIES], max_workers=1) as box:
         box.run(ECHO, b"x")
-        assert wait_for(lambda: box._slots._value)
+        assert wait_for(lambda: box._slots._free._value)
         with box.reserve() as reserved:
-            worker = reserved.begun
-            assert worker is not None
+            begun = reserved.begun
+            assert begun is not None
             assert box.run(ECHO, b"once", reserved=reserved).data == b"once"
             assert box.run(ECHO, b"twice", reserved=reserved).data == b"twice"
-            assert reserved.over[0] is worker
+            assert reserved.over[0] == begun
             assert len(reserved.over) == 2
 
 
@@ -165,8 +164,8 @@ def test_nothing_is_reserved_where_a_spare_waits_or_no_worker_is_free(isolated: 
 
 def test_a_reserved_worker_whose_zygote_dies_serves_or_is_replaced(isolated: Sandbox) -> None:
     with Sandbox(preload=[ENTRIES]) as box:
-        box.run(ECHO, b"x")
-        for pause in (0.0, 0.5):
+        for pause in (*(n / 5000 for n in range(12)), 0.5):  # also between its fork and its word
+            box.run(ECHO, b"x")
             with box.reserve() as reserved:
                 time.sleep(pause)
                 zygote_of(box).kill()
@@ -182,13 +181,6 @@ def test_a_closed_sandbox_reserves_nothing_and_its_run_says_so(isolated: Sandbox
             box.run(ECHO, b"x", reserved=reserved)
     with box.reserve() as reserved, pytest.raises(ClosedError):
         box.run(ECHO, b"x", reserved=reserved)
-
-
-def wait_for(found: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 10
-    while not found() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found()
 
 
 def test_a_spare_that_died_is_replaced(isolated: Sandbox) -> None:
@@ -403,6 +395,33 @@ def test_a_warm_up_runs_once_in_the_zygote(isolated: Sandbox) -> None:
         assert box.run(f"{ENTRIES}:is_warm", b"").data == b"true"
 
 
+@pytest.mark.parametrize("data", [b"", b"plain\0data", os.urandom(700_000)], ids=len)
+def test_a_warm_up_is_given_its_data(isolated: Sandbox, data: bytes) -> None:
+    warm_up = f"{ENTRIES}:warm_up_with"
+    with Sandbox(preload=[ENTRIES], warm_up=warm_up, warm_up_data=data) as box:
+        for _ in range(2):
+            assert box.run(f"{ENTRIES}:what_was_given", b"").data == data
+            zygote_of(box).kill()  # the next one is given it too
+
+
+def test_data_for_a_zygote_that_does_not_read_holds_nobody_up(isolated: Sandbox) -> None:
+    before = Traces()
+    warm_up, data = f"{ENTRIES}:warm_up_with", bytes(50 << 20)
+    with Sandbox(preload=["tests.sandbox.slow"], warm_up=warm_up, warm_up_data=data) as box:
+        box.start()
+        zygote_of(box).suspend()
+        threading.Timer(0.2, zygote_of(box).kill).start()
+        with pytest.raises(SandboxError, match="could not start"):
+            box.run(ECHO, b"")
+    Path(f"/tmp/isoload-test-slow-{os.getpid()}").unlink(missing_ok=True)
+    Traces.wait_until(before)
+
+
+def test_data_without_a_warm_up_is_an_error() -> None:
+    with pytest.raises(ValueError, match="there is none"):
+        Sandbox(warm_up_data=b"x")
+
+
 @pytest.mark.parametrize(("spares", "rehearsed"), [(0, b"false"), (1, b"true")])
 def test_a_rehearsal_runs_in_spares_alone(isolated: Sandbox, spares: int, rehearsed: bytes) -> None:
     rehearsal = f"{ENTRIES}:rehearse"
@@ -419,6 +438,7 @@ def test_a_rehearsal_runs_in_spares_alone(isolated: Sandbox, spares: int, rehear
     [
         (["no_such_module_here"], None, "no_such_module_here"),
         ([ENTRIES], f"{ENTRIES}:fail_to_warm_up", "this warm-up fails"),
+        ([ENTRIES], f"{ENTRIES}:warm_up_with", "missing 1 required"),
         ([ENTRIES], f"{ENTRIES}:start_a_thread", "2 threads"),
     ],
 )

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sandbox import Sandbox
-from tests.sandbox.conftest import Traces
+from tests.sandbox.conftest import Traces, wait_for
 
 pytestmark = pytest.mark.isolation
 
@@ -104,6 +104,26 @@ def test_without_its_opener_it_is_an_error(isolated: Sandbox, opened: int) -> No
                 box.reopen(opened)
             assert caught.value.errno == errno.EROFS
         assert box.run("tests.sandbox.entries:echo", b"x").data == b"x"
+
+
+def test_a_sandbox_that_reopens_nothing_has_no_opener(isolated: Sandbox, opened: int) -> None:
+    with Sandbox(preload=["tests.sandbox.entries"], reopens=False) as box:
+        assert box.run("tests.sandbox.entries:echo", b"x").data == b"x"
+        with pytest.raises(ValueError, match="reopens=False"):
+            box.reopen(opened)
+        assert box._zygote is not None
+        zygote = psutil.Process(box._zygote.pid)
+        assert wait_for(lambda: len(zygote.children()) == 1)  # its sentinel
+
+
+def test_the_opener_stands_before_anything_is_preloaded() -> None:
+    importing = Path(f"/tmp/isoload-test-slow-{os.getpid()}")
+    with Sandbox(preload=["tests.sandbox.slow"]) as box:
+        box.start()
+        assert wait_for(importing.exists)
+        importing.unlink()
+        assert box._zygote is not None
+        assert len(psutil.Process(box._zygote.pid).children()) == 2
 
 
 def _born(process: psutil.Process) -> int:
