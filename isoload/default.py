@@ -27,7 +27,7 @@ def _default() -> Loader:
     global _loader
     with _lock:
         if _loader is None:
-            _loader = Loader()
+            _loader = Loader(_ahead=False)  # most files need no worker with torch
             atexit.register(_loader.close)
         return _loader
 

@@ -73,13 +73,17 @@ class Loader:
         *,
         spares: int = 1,
         max_workers: int | None = None,
+        _ahead: bool = True,
     ) -> None:
         self._policy = _checked_policy(policy, Policy())
         self._boxes = _sandboxes(spares, max_workers)
-        self.warm_up()
+        self._boxes.light.start()
+        if _ahead:
+            self.warm_up()
 
     def warm_up(self) -> None:
-        """Begin to start what a load needs, without waiting for it."""
+        """Begin to start what a load may need, without waiting for it: with it the import of torch
+        in a process beside this one."""
         self._boxes.light.start()
         self._boxes.torch.start(spares=False)  # they are kept once a file has needed one
 

@@ -82,10 +82,12 @@ class Sandbox:
         )
         _open.add(self)
 
-    def start(self) -> None:
-        """Begin to start the zygote, and the spares after it, without waiting for them."""
+    def start(self, *, spares: bool = True) -> None:
+        """Begin to start the zygote, and the spares after it, without waiting for them. `spares`
+        False: they are made after the first run."""
         self._pool.start()
-        self._pool.fill()
+        if spares:
+            self._pool.fill()
 
     @contextlib.contextmanager
     def reserve(self, *, begin: bool = True) -> Iterator[Reservation]:

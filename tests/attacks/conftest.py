@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 import isoload
-import isoload.loader
 from isoload import manifest as m
 from isoload import wire
+from isoload.ask import Sandboxes
 from sandbox import Limits, Reply, Sandbox
 from tests.attacks import outside
 
@@ -64,15 +64,23 @@ class Replaced(Sandbox):
         return super().run(REPLIER, request, fds, limits, **options)
 
 
+def taken_over_loader(spares: int = 0) -> isoload.Loader:
+    """A Loader whose workers, light or with torch, are the attacker's from their first byte: they
+    do what the "file" says."""
+    loader = isoload.Loader.__new__(isoload.Loader)
+    loader._policy = isoload.Policy()
+    preload = (f"{ENTRIES}.replier",)
+    light = Replaced(preload=preload, spares=spares)
+    torch = Replaced(preload=preload, spares=spares, beside=light, reopens=False)
+    loader._boxes = Sandboxes(light, torch)
+    loader.warm_up()
+    return loader
+
+
 @pytest.fixture(scope="session")
 def taken_over() -> Iterator[isoload.Loader]:
-    """A Loader whose worker is the attacker's from its first byte: it does what the "file" says."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isoload.loader, "Sandbox", Replaced)
-        patch.setattr(isoload.loader, "_PRELOAD", (f"{ENTRIES}.replier",))
-        patch.setattr(isoload.loader, "_WARM_UP", None)
-        loader = isoload.Loader(spares=0)
-    with loader:
+    """See `taken_over_loader`."""
+    with taken_over_loader() as loader:
         yield loader
 
 

@@ -90,9 +90,10 @@ def state() -> dict[str, Any]:
 
 def warm(sandboxed: Any) -> None:
     """Have a Sandbox or a Loader start all that it starts but once."""
-    box = getattr(sandboxed, "_sandbox", sandboxed)
-    with contextlib.suppress(SandboxError):
-        box.run("sandbox.throwaway:answer", b"", ())
+    boxes = getattr(sandboxed, "_boxes", None)
+    for box in [sandboxed] if boxes is None else [boxes.light, boxes.torch]:
+        with contextlib.suppress(SandboxError):
+            box.run("sandbox.throwaway:answer", b"", ())
 
 
 def settled() -> dict[str, Any]:

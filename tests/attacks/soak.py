@@ -18,14 +18,13 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import psutil
 import torch
 
 import isoload
 from tests.attacks import outside
-from tests.attacks.conftest import Replaced, calling, loaded, replying
+from tests.attacks.conftest import calling, loaded, replying, taken_over_loader
 
 WALL = 20.0
 LATE = WALL + 30.0
@@ -82,15 +81,6 @@ def good_reply() -> bytes:
     return replying(loaded(node, storages=[storage]), torch.ones(1024).numpy().tobytes())
 
 
-def taken_over(**options: Any) -> isoload.Loader:
-    """A Loader whose workers do what the "file" says; also for honest replies."""
-    loader = isoload.Loader.__new__(isoload.Loader)
-    loader._policy = isoload.Policy()
-    loader._sandbox = Replaced(preload=("tests.attacks.entries.replier",), **options)
-    loader._sandbox.start()
-    return loader
-
-
 def _one(loader: isoload.Loader, evil: isoload.Loader, chance: random.Random) -> str:
     kind = chance.random()
     limits = isoload.Limits(wall=WALL, output=1 << 20, processes=16, memory=256 << 20)
@@ -127,10 +117,11 @@ def soak(count: int, threads: int, *, kill: bool = True, seed: int = 0) -> Outco
     numbers = iter(range(count))
     lock = threading.Lock()
     over = threading.Event()
-    with isoload.Loader(spares=1) as loader, taken_over(spares=1) as evil:
+    with isoload.Loader(spares=1) as loader, taken_over_loader(spares=1) as evil:
         outside.warm(loader)
         outside.warm(evil)
-        zygotes = {box._sandbox._zygote.pid for box in (loader, evil)}  # type: ignore[union-attr]
+        boxes = [box for it in (loader, evil) for box in (it._boxes.light, it._boxes.torch)]
+        zygotes = {box._zygote.pid for box in boxes if box._zygote is not None}
 
         def work(number: int) -> None:
             chance = random.Random(seed * 1000 + number)

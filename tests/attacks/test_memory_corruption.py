@@ -357,6 +357,14 @@ def test_a_pickle_as_the_reply_is_refused_and_never_read(taken_over, tmp_path):
     assert audit.seen == []
 
 
+@pytest.mark.parametrize("segments", [(), (ONES,), ("fifo", "source"), (ONES, ONES, "directory")])
+def test_a_file_that_every_worker_leaves_to_another_is_refused(taken_over, segments):
+    """Line 25: a light worker may leave a file to one with torch, and that one to nobody. What they
+    send with it is let go of."""
+    with pytest.raises(isoload.WorkerError, match="left the file"):
+        taken_over.load(replying(m.Passed(), *segments))
+
+
 def test_no_load_unpickles_or_runs_anything_in_the_parent(loader):
     """Line 5: honest files, and pickles that run code."""
     files = [

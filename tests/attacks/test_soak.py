@@ -19,7 +19,7 @@ import pytest
 import isoload
 from sandbox import Limits, Sandbox, SandboxError
 from tests.attacks import outside, soak
-from tests.attacks.conftest import ENTRIES
+from tests.attacks.conftest import ENTRIES, taken_over_loader
 
 pytestmark = pytest.mark.isolation
 
@@ -201,7 +201,7 @@ os._exit(0)
 
 def test_many_threads_of_one_loader_close_it_meanwhile():
     """Line 29: close() during loads of eight threads: each ends, with a result or an error."""
-    loader = soak.taken_over(spares=1)
+    loader = taken_over_loader(spares=1)
     ends = []
 
     def work():

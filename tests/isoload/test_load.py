@@ -289,7 +289,7 @@ def test_a_lent_file_is_not_what_the_result_lies_on(loader, lent, extra):
 def test_a_file_with_a_digest_is_not_lent(loader, lent, monkeypatch):
     """The bytes that are hashed are the bytes that are read."""
     path = lent()
-    monkeypatch.setattr(loader._sandbox, "reopen", lambda fd: pytest.fail("it was lent"))
+    monkeypatch.setattr(loader._boxes.light, "reopen", lambda fd: pytest.fail("it was lent"))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert loader.load(path, "cpu", sha256=digest)["t1"][0] == 1
 
@@ -350,7 +350,7 @@ def test_a_large_file_is_read_while_its_snapshot_is_taken(loader, large):
 def test_what_was_read_of_a_file_that_changed_counts_for_nothing(loader, large, monkeypatch, end):
     """It changes after its snapshot was taken and before the worker is done: the worker's word is
     of other bytes. Another one reads the snapshot."""
-    run, replies = loader._sandbox.run, []
+    run, replies = loader._boxes.light.run, []
 
     def changing(*args, **named):
         copying = not replies
@@ -363,7 +363,7 @@ def test_what_was_read_of_a_file_that_changed_counts_for_nothing(loader, large, 
                 raise sandbox.WorkerError("the worker was ended by SIGBUS", signal.SIGBUS)
         return reply
 
-    monkeypatch.setattr(loader._sandbox, "run", changing)
+    monkeypatch.setattr(loader._boxes.light, "run", changing)
     result = loader.load(large, "cpu")
     assert len(replies) == 2
     assert_large(result)
@@ -371,7 +371,7 @@ def test_what_was_read_of_a_file_that_changed_counts_for_nothing(loader, large, 
 
 def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(loader, large, monkeypatch):
     """Its worker may have been ended by SIGBUS: what is said is what the snapshot says."""
-    run, copy = loader._sandbox.run, Copying._copy
+    run, copy = loader._boxes.light.run, Copying._copy
     shorter = threading.Event()
 
     def truncating(*args, **named):
@@ -384,7 +384,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(loader, large, 
         copy(*args)
 
     monkeypatch.setattr(Copying, "_copy", late)
-    monkeypatch.setattr(loader._sandbox, "run", truncating)
+    monkeypatch.setattr(loader._boxes.light, "run", truncating)
     with pytest.raises(isoload.CheckpointError):
         loader.load(large, "cpu")
 

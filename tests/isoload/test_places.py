@@ -152,7 +152,7 @@ def test_a_forked_worker_does_not_keep_the_parents_workers_alive(path):
     # The child inherits every descriptor; the parent's close() must still end its zygote at once.
     with isoload.Loader() as loader:
         loader.load(path, "cpu")
-        zygote = psutil.Process(loader._sandbox._zygote.pid)
+        zygote = psutil.Process(loader._boxes.light._zygote.pid)
         family = [zygote, *zygote.children(recursive=True)]
         read, write = os.pipe()
         pid = os.fork()
