@@ -75,6 +75,13 @@ _ENVIRONMENT = {
 }
 
 
+def _bytecode() -> list[str]:
+    """Where compiled modules are kept, as in this process: isolated mode has no environment."""
+    if sys.dont_write_bytecode:
+        return ["-B"]
+    return [] if sys.pycache_prefix is None else ["-X", f"pycache_prefix={sys.pycache_prefix}"]
+
+
 class ZygoteGone(Exception):
     """The zygote took no order: it has died."""
 
@@ -105,7 +112,8 @@ class Zygote:
             self._sock, theirs = _above_standard_streams(socket.socketpair())
             self._control = Connection(os.dup(self._sock.fileno()))
             self._errors = memfd.create_memfd("zygote-stderr")
-            command = [sys.executable, "-I", "-B", "-c", _BOOT, package, str(theirs.fileno())]
+            command = [sys.executable, "-I", *_bytecode(), "-c", _BOOT, package]
+            command.append(str(theirs.fileno()))
             command += sorted(set(imports.folders_of(_NEEDED).values()))
             try:
                 self._process = subprocess.Popen(

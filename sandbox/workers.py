@@ -114,6 +114,9 @@ class Worker:
             "spare": self._spare,
         }
         zygote.order(message, [sock.fileno(), lifeline.fileno(), *(fd for fd, _ in above)])
+        # Who writes to a socket is expected to sleep soon: the kernel queues the reader behind it,
+        # on the same CPU. There is more to do here, and the fork need not wait for it.
+        os.sched_yield()
 
     def _make(self, group: Group) -> Layer:
         """The group, while the zygote clones; the layer that it is."""

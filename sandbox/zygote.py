@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import traceback
 from typing import Any, NoReturn
 
@@ -109,6 +110,7 @@ def _prepare(order: dict[str, Any], fds: list[int], caller: str) -> Plan:
         data=data,
         vsock=network.vsock_transport(),
     )
+    sys.dont_write_bytecode = True  # a worker writes nothing
     worker.renamed.update(names.table())
     imports.rename(worker.renamed)  # last: from here nothing can be imported outside a worker
     gc.collect()

@@ -103,12 +103,12 @@ def touch(root: Any) -> None:
 def _read(value: torch.Tensor) -> None:
     if value.is_meta or value.is_nested or value.numel() > 1_000_000:
         return
-    if value.layout is not torch.strided:
-        value.to_dense()
-    elif value.is_quantized:
-        value.int_repr() if value.dtype in (torch.qint8, torch.quint8, torch.qint32) else None
-    else:
-        with contextlib.suppress(NotImplementedError):  # torch.int7 and its like have no operation
+    with contextlib.suppress(NotImplementedError):  # torch.int7 and its like have no operation
+        if value.layout is not torch.strided:
+            value.to_dense()
+        elif value.is_quantized:
+            value.int_repr() if value.dtype in (torch.qint8, torch.quint8, torch.qint32) else None
+        else:
             value.clone()
 
 

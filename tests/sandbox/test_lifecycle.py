@@ -470,6 +470,22 @@ def test_the_zygote_is_a_clean_process_that_cannot_be_read(isolated: Sandbox) ->
     assert os.getsid(zygote.pid) != os.getsid(0)
 
 
+@pytest.mark.isolation
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_zygote_keeps_compiled_modules_where_its_parent_does(
+    script: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: bool,
+) -> None:
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
+    if not writes:
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    process = script("from sandbox import Sandbox\nwith Sandbox() as box: box.isolation()")
+    assert process.wait(60) == 0
+    assert bool([*tmp_path.rglob("zygote.*.pyc")]) is writes
+
+
 def test_start_does_not_wait(isolated: Sandbox) -> None:
     with Sandbox(preload=["tests.sandbox.slow"]) as box:
         start = time.monotonic()
