@@ -69,17 +69,17 @@ def main(group: str, usage_name: str, peak_name: str, mode: str, path: str) -> N
     (folder / "cgroup.procs").write_text(str(os.getpid()))
     usage, highest = folder / usage_name, folder / peak_name
     if mode == "spare":
-        with isoload.Loader(spares=0) as without:
+        with isoload.Loader(spares=0, _ahead=False) as without:
             without.load(path)
             time.sleep(0.5)
             before = int(usage.read_text())
-        with isoload.Loader(spares=1) as loader:
+        with isoload.Loader(spares=1, _ahead=False) as loader:
             loader.load(path)
             time.sleep(1)
             after = int(usage.read_text())
         print(json.dumps({"spare": after - before}))
         return
-    with isoload.Loader(spares=0) as loader:
+    with isoload.Loader(spares=0, _ahead=False) as loader:
         if mode != "torch":
             loader.load(_small(path))
         torch.zeros(1)

@@ -10,8 +10,12 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+HUGE_PAGE = 2 << 20
+"""Bytes. Where the kernel has others, it is only a step of this size."""
+
 _WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 _MADV_HUGEPAGE = 14  # madvise(2)
+_MADV_NOHUGEPAGE = 15
 
 
 def map_private(fd: int, size: int) -> mmap.mmap:
@@ -22,10 +26,11 @@ def map_private(fd: int, size: int) -> mmap.mmap:
 
 
 def anonymous(size: int) -> mmap.mmap:
-    """Zeros, in huge pages where the kernel has them: a page fault for 2 MB instead of 512.
+    """Zeros, that take memory once they are written to. Raises OSError where there is no room."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=_WRITABLE)
 
-    Raises OSError where there is no room."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=_WRITABLE)
+
+def use_huge_pages(memory: mmap.mmap, start: int, end: int, *, huge: bool) -> None:
+    """Whether what has no page yet should get huge ones: a page fault for 2 MB instead of 512."""
     with suppress(OSError):  # a kernel without them
-        memory.madvise(_MADV_HUGEPAGE)
-    return memory
+        memory.madvise(_MADV_HUGEPAGE if huge else _MADV_NOHUGEPAGE, start, end - start)

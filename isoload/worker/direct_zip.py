@@ -100,7 +100,7 @@ class Archive(NamedTuple):
     def is_intact(self, source: Source) -> bool:
         """Whether the CRCs hold. Last of all: it takes longer than all else in a small file."""
         pairs = zip(self.records.values(), self.sums, strict=False)
-        return are_right(source.view, pairs)
+        return are_right(source.fd, pairs)
 
 
 def read_archive(source: Source) -> Archive | None:

@@ -15,10 +15,13 @@ from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
 
-from .direct_zip import CRC_LIMIT, Archive, read_archive
+from .direct_zip import Archive, read_archive
 
 _MADV_POPULATE_READ = 22
-"""All of it is read: one call instead of a page fault every 64 KB. madvise(2)"""
+"""One call instead of a page fault every 64 KB. madvise(2)"""
+
+_READ_WHOLE = 4 << 20
+"""Bytes of a file that has a page of headers in nearly every page."""
 
 
 class MappedFile(io.RawIOBase):
@@ -87,7 +90,7 @@ class Source:
         if self._held is not None or not self.size:
             return self._held or b""
         data = mmap.mmap(self.fd, self.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        if self.size <= CRC_LIMIT:
+        if self.size <= _READ_WHOLE:
             with suppress(OSError):  # a kernel before 5.14
                 data.madvise(_MADV_POPULATE_READ)
         return data

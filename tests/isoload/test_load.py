@@ -213,7 +213,7 @@ def test_state_dict_finds_the_weights(loader):
 
 
 def test_limits_hold_a_load(loader):
-    policy = isoload.Policy(limits=isoload.Limits(wall=1e-3, cpu=10))
+    policy = isoload.Policy(limits=isoload.Limits(wall=1e-6, cpu=10))
     with pytest.raises(isoload.LimitError) as raised:
         loader.load(save(state_dict()), policy=policy)
     assert raised.value.limit == "wall"

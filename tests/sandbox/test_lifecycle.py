@@ -479,6 +479,7 @@ def test_a_zygote_keeps_compiled_modules_where_its_parent_does(
     writes: bool,
 ) -> None:
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     if not writes:
         monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     process = script("from sandbox import Sandbox\nwith Sandbox() as box: box.isolation()")
