@@ -99,7 +99,13 @@ def ask(
     def run(box: Sandbox, entry: str) -> tuple[Reply, m.Reply]:
         with translated(source.name):
             reply = box.run(
-                entry, body, [source.fd], limits, require=policy.require, reserved=reserved
+                entry,
+                body,
+                [source.fd],
+                limits,
+                require=policy.require,
+                reserved=reserved,
+                meanwhile=source.copy,
             )
         fds.extend(reply.fds)
         with blame_worker(source.name):
@@ -116,6 +122,10 @@ def ask(
             timings["worker"] = time.perf_counter() - started
 
     try:
+        # A short copy waits until a spare has its request: where there are few processors, it would
+        # hold up what leads there.
+        if source.copies_long or reserved.begun is not None:
+            source.copy()
         outcome: tuple[Reply, m.Reply] | LimitError | WorkerError
         try:
             outcome = consult()

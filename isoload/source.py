@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Union
 from sandbox import create_memfd, printable, seal
 
 from . import snapshot
+from .copying import Copying, copying
 from .errors import CheckpointError, IntegrityError, LimitError
 from .manifest import LEGACY_MAGIC
 from .memory import map_private
@@ -55,7 +56,7 @@ class Source:
         name: str,
         *,
         warning: str = "",
-        copying: snapshot.Copying | None = None,
+        copying: Copying | None = None,
     ) -> None:
         self.fd = fd
         self.size = size
@@ -75,6 +76,16 @@ class Source:
         if self._copying is not None:
             self._copying.cancel()
         os.close(self.fd)
+
+    def copy(self) -> None:
+        """Begin to make the snapshot, if one is to be made while the file is lent."""
+        if self._copying is not None:
+            self._copying.start()
+
+    @property
+    def copies_long(self) -> bool:
+        """Whether that takes longer than all else."""
+        return self._copying is not None and self._copying.large
 
     def settle(self) -> bool:
         """Wait for the snapshot that is being made, if one is: from here it is the source.
@@ -218,24 +229,26 @@ def _from_region(
     """The bytes of a regular file from `offset` on. `reopen`: where all of it may be lent."""
     warning = ""
     if reopen is not None and (mmap or size >= _LENT_FROM):
+        legacy = os.pread(fd, len(LEGACY_MAGIC), 0) == LEGACY_MAGIC
+        if mmap and legacy:
+            warning = f"{_NO_MMAP}: the file is of the format from before torch 1.6"
         try:
-            return _lent(reopen(fd), size, name, mmap=mmap)
+            if mmap and not legacy:
+                return Source(reopen(fd), size, name)
+            return _lent(fd, size, name, reopen, legacy=legacy, warning=warning)
         except OSError as error:
-            warning = f"{_NO_MMAP}: {error}" if mmap else ""
+            if mmap:
+                warning = f"{_NO_MMAP}: {error}"
     return Source(*snapshot.take(fd, offset, size, name), name, warning=warning)
 
 
-def _lent(fd: int, size: int, name: str, *, mmap: bool) -> Source:
-    """`fd` is the file, opened again."""
+def _lent(fd: int, size: int, name: str, reopen: Reopen, *, legacy: bool, warning: str) -> Source:
+    """The file, opened again for the worker, and to be copied."""
+    copy = copying(fd, size, name, at_end=legacy)
     try:
-        legacy = os.pread(fd, len(LEGACY_MAGIC), 0) == LEGACY_MAGIC
-        if mmap and not legacy:
-            return Source(fd, size, name)
-        warning = f"{_NO_MMAP}: the file is of the format from before torch 1.6" if mmap else ""
-        copying = snapshot.Copying(fd, size, name, at_end=legacy)
-        return Source(fd, size, name, warning=warning, copying=copying)
+        return Source(reopen(fd), size, name, warning=warning, copying=copy)
     except BaseException:
-        os.close(fd)
+        copy.cancel()
         raise
 
 

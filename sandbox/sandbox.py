@@ -13,7 +13,7 @@ import re
 import time
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 
 from sandbox import channel
@@ -120,11 +120,13 @@ class Sandbox:
         *,
         require: Collection[str] = DEFAULT_REQUIRED,
         reserved: Reservation | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Reply:
         """Call `entry` ("package.module:function") in a fresh worker and return its reply.
 
         The function takes (request: bytes, fds: list[int]) and returns (bytes, list of fds).
         `reserved`: of a `reserve` around this call, of this sandbox or of one beside it.
+        `meanwhile`: called when the worker has its request; it must not take long.
         `limits.wall` counts from here once the zygote serves. Raises IsolationError, before the
         worker has seen anything, where a layer in `require` cannot be had; LimitError; WorkerError
         where the function raises, dies or breaks the protocol; ClosedError.
@@ -154,7 +156,7 @@ class Sandbox:
                     worker.check_cpu()
 
                 until = channel.Wait(worker.sock, deadline, tick)
-                return worker.run(entry, body, fds, resolved, until)
+                return worker.run(entry, body, fds, resolved, until, meanwhile)
             except SandboxError:
                 self._pool.raise_if_closed()
                 raise

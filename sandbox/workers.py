@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from multiprocess.connection import wait
@@ -178,6 +178,7 @@ class Worker:
         fds: Sequence[int],
         limits: ResolvedLimits,
         until: channel.Wait,
+        meanwhile: Callable[[], None],
     ) -> Reply:
         """Send the request, wait for the reply. The worker is dead, or dying, afterwards."""
         self._began = until.deadline - limits.wall
@@ -188,6 +189,7 @@ class Worker:
                 self._lifeline.send(repr(until.deadline).encode())
                 body = b"\n".join((head, request))
                 channel.send_until(self._sock, channel.REQUEST, body, fds, until)
+                meanwhile()
                 kind, data, returned = channel.receive_until(
                     self._sock, limits.reply, _MAX_REPLY_FDS, until
                 )

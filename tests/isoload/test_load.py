@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import os
+import random
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import torch
 
 import isoload
 import sandbox
-from isoload.snapshot import Copying
+from isoload.copying import ByKernel, ByThreads, copying
 
 pytestmark = pytest.mark.isolation
 
@@ -326,17 +327,17 @@ def test_a_slow_file_object_keeps_no_worker_waiting():
             slow.join()
 
 
-@pytest.fixture
-def large(tmp_path):
+@pytest.fixture(params=[5, 20], ids=["by kernel", "by threads"])
+def large(tmp_path, request):
     """A file whose snapshot is taken while the worker reads the file itself."""
     path = tmp_path / "large.pt"
-    torch.save({f"t{i}": torch.full((1 << 20,), float(i)) for i in range(5)}, path)
+    torch.save({f"t{i}": torch.full((1 << 20,), float(i)) for i in range(request.param)}, path)
     return path
 
 
 def assert_large(result):
-    for i in range(5):
-        assert torch.equal(result[f"t{i}"], torch.full((1 << 20,), float(i)))
+    for i, tensor in enumerate(result.values()):
+        assert torch.equal(tensor, torch.full((1 << 20,), float(i)))
 
 
 def test_a_large_file_is_read_while_its_snapshot_is_taken(loader, large):
@@ -371,7 +372,7 @@ def test_what_was_read_of_a_file_that_changed_counts_for_nothing(loader, large, 
 
 def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(loader, large, monkeypatch):
     """Its worker may have been ended by SIGBUS: what is said is what the snapshot says."""
-    run, copy = loader._boxes.light.run, Copying._copy
+    run = loader._boxes.light.run
     shorter = threading.Event()
 
     def truncating(*args, **named):
@@ -379,11 +380,13 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(loader, large, 
         shorter.set()
         return run(*args, **named)
 
-    def late(*args):
-        assert shorter.wait(60)
-        copy(*args)
+    for kind in (ByKernel, ByThreads):
 
-    monkeypatch.setattr(Copying, "_copy", late)
+        def late(*args, copy=kind._copy):
+            assert shorter.wait(60)
+            copy(*args)
+
+        monkeypatch.setattr(kind, "_copy", late)
     monkeypatch.setattr(loader._boxes.light, "run", truncating)
     with pytest.raises(isoload.CheckpointError):
         loader.load(large, "cpu")
@@ -406,12 +409,13 @@ def test_a_large_file_object_that_was_read_from_is_no_whole_file(loader, large, 
 
 
 @pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("count", [3 << 20, 9 << 20])
 @pytest.mark.parametrize("length", range(4))
 def test_a_large_legacy_file_lies_aligned_wherever_its_tensors_begin(
-    loader, tmp_path, length, mmap
+    loader, tmp_path, length, count, mmap
 ):
     path = tmp_path / "legacy.pt"
-    state = {"x" * length: torch.arange(3 << 20), "odd": torch.ones(5), "y": torch.ones(7)}
+    state = {"x" * length: torch.arange(count), "odd": torch.ones(5), "y": torch.ones(7)}
     state["bytes"] = torch.arange(3, dtype=torch.uint8)
     torch.save(state, path, _use_new_zipfile_serialization=False)
     loaded = loader.open(path, "cpu", mmap=mmap)
@@ -420,6 +424,49 @@ def test_a_large_legacy_file_lies_aligned_wherever_its_tensors_begin(
     for name, tensor in state.items():
         assert loaded.object[name].data_ptr() % tensor.element_size() == 0
         assert torch.equal(loaded.object[name], tensor)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 4097, (8 << 20) + 5, (64 << 20) + 12_345])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_copy_is_the_file_whoever_makes_it(tmp_path, monkeypatch, threads, size, at_end):
+    path = tmp_path / "file"
+    content = random.Random(size).randbytes(size)
+    path.write_bytes(content)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(threads)))
+    with path.open("rb") as file:
+        made = copying(file.fileno(), size, "file", at_end=at_end)
+    memory, same = made.finish()
+    assert same
+    assert memory[made.lead :] == content
+    assert (made.lead + size) % 64 == 0 or not at_end
+
+
+def test_a_copy_in_one_thread_where_there_may_be_no_more(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(130 << 20))
+    start, started = threading.Thread.start, []
+
+    def first(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", first)
+    with path.open("rb") as file:
+        made = copying(file.fileno(), path.stat().st_size, "file")
+    assert made.finish()[1]
+
+
+def test_a_copy_that_was_never_begun_leaves_nothing(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    before = os.listdir("/proc/self/fd")
+    with path.open("rb") as file:
+        for size in (1 << 20, 128 << 20):
+            copying(file.fileno(), size, "file").cancel()
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_a_forked_child_writes_to_a_large_result_stays_its_own(loader, large):

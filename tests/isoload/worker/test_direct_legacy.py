@@ -49,7 +49,7 @@ def test_aligned_storages_of_a_snapshot_stay_where_they_are() -> None:
 
 @pytest.mark.parametrize("shift", range(8))
 def test_a_copy_whose_end_is_aligned_needs_no_arena(shift: int) -> None:
-    """As the parent makes it: `isoload.snapshot.Copying`."""
+    """As the parent makes it: `isoload.copying.copying`."""
     data = shifted(shift)
     lead = -len(data) % 64
     read = direct(data, lead=lead)
