@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,6 +34,9 @@ from .source import Source
 
 _LIGHT_ENTRY = "isoload.worker.light:main"
 _TORCH_ENTRY = "isoload.worker.main:main"
+_FOR_LIGHT = (b"PK\3\4", m.LEGACY_MAGIC)
+"""How the files begin that a light worker may read."""
+_HEAD = len(m.LEGACY_MAGIC)
 _MAX_MESSAGE = 2000
 
 
@@ -92,64 +95,90 @@ def ask(
         lead=source.lead,
         safe_globals=[*safe_globals],
     )
-    body = msgspec.msgpack.encode(request)
-    timings: dict[str, float] = {}
-    fds: list[int] = []
-
-    def run(box: Sandbox, entry: str) -> tuple[Reply, m.Reply]:
-        with translated(source.name):
-            reply = box.run(
-                entry,
-                body,
-                [source.fd],
-                limits,
-                require=policy.require,
-                reserved=reserved,
-                meanwhile=source.copy,
-            )
-        fds.extend(reply.fds)
-        with blame_worker(source.name):
-            return reply, wire.decode_reply(reply.data)
-
-    def consult() -> tuple[Reply, m.Reply]:
-        started = time.perf_counter()
-        try:
-            reply, message = run(boxes.light, _LIGHT_ENTRY)
-            if isinstance(message, m.Passed):
-                return run(boxes.torch, _TORCH_ENTRY)
-            return reply, message
-        finally:
-            timings["worker"] = time.perf_counter() - started
-
+    question = _Question(
+        boxes, source, msgspec.msgpack.encode(request), limits, policy.require, reserved
+    )
     try:
         # A short copy waits until a spare has its request: where there are few processors, it would
         # hold up what leads there.
         if source.copies_long or reserved.begun is not None:
             source.copy()
-        outcome: tuple[Reply, m.Reply] | LimitError | WorkerError
-        try:
-            outcome = consult()
-        except (LimitError, WorkerError) as error:
-            outcome = error
-        started = time.perf_counter()
-        if not source.settle():  # they read what is not there any more
-            outcome = consult()
-        elif source.copied:
-            timings["snapshot"] = time.perf_counter() - started
-        if not isinstance(outcome, tuple):
-            raise outcome
-        reply, message = outcome
+        reply, message = question.settled()
         if isinstance(message, m.Passed):
             raise WorkerError(f"{source.name}: the worker broke the protocol: it left the file")
         if source.warning:
             message.reading.warnings.append(source.warning)
-        answer = Answer(source, reply, message, timings)
+        answer = Answer(source, reply, message, question.timings)
         if isinstance(message, m.Failed):
             raise _failure(message, answer)
         yield answer
     finally:
-        for fd in fds:
+        question.close()
+
+
+class _Question:
+    """One request, and the workers that it is put to."""
+
+    def __init__(
+        self,
+        boxes: Sandboxes,
+        source: Source,
+        request: bytes,
+        limits: Limits,
+        require: Collection[str],
+        reserved: Reservation,
+    ) -> None:
+        self._boxes, self._source, self._request = boxes, source, request
+        self._limits, self._require, self._reserved = limits, require, reserved
+        self._fds: list[int] = []
+        self.timings: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Close what came with the replies."""
+        for fd in self._fds:
             os.close(fd)
+
+    def settled(self) -> tuple[Reply, m.Reply]:
+        """The answer to the source's bytes as they are at the end."""
+        outcome: tuple[Reply, m.Reply] | LimitError | WorkerError
+        try:
+            outcome = self._put()
+        except (LimitError, WorkerError) as error:
+            outcome = error
+        started = time.perf_counter()
+        if not self._source.settle():  # they read what is not there any more
+            return self._put()
+        if self._source.copied:
+            self.timings["snapshot"] = time.perf_counter() - started
+        if not isinstance(outcome, tuple):
+            raise outcome
+        return outcome
+
+    def _put(self) -> tuple[Reply, m.Reply]:
+        started = time.perf_counter()
+        try:
+            if os.pread(self._source.fd, _HEAD, 0).startswith(_FOR_LIGHT):
+                reply, message = self._run(self._boxes.light, _LIGHT_ENTRY)
+                if not isinstance(message, m.Passed):
+                    return reply, message
+            return self._run(self._boxes.torch, _TORCH_ENTRY)
+        finally:
+            self.timings["worker"] = time.perf_counter() - started
+
+    def _run(self, box: Sandbox, entry: str) -> tuple[Reply, m.Reply]:
+        with translated(self._source.name):
+            reply = box.run(
+                entry,
+                self._request,
+                [self._source.fd],
+                self._limits,
+                require=self._require,
+                reserved=self._reserved,
+                meanwhile=self._source.copy,
+            )
+        self._fds.extend(reply.fds)
+        with blame_worker(self._source.name):
+            return reply, wire.decode_reply(reply.data)
 
 
 def _failure(message: m.Failed, answer: Answer) -> Exception:

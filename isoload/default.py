@@ -43,7 +43,7 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 def warm_up() -> None:
     """Start ahead of the first load what it needs, without waiting for it."""
-    _default().warm_up()
+    _default()._warm_up()
 
 
 def load(

@@ -79,9 +79,9 @@ class Loader:
         self._boxes = _sandboxes(spares, max_workers)
         self._boxes.light.start()
         if _ahead:
-            self.warm_up()
+            self._warm_up()
 
-    def warm_up(self) -> None:
+    def _warm_up(self) -> None:
         """Begin to start what a load may need, without waiting for it: with it the import of torch
         in a process beside this one."""
         self._boxes.light.start()

@@ -73,7 +73,7 @@ def taken_over_loader(spares: int = 0) -> isoload.Loader:
     light = Replaced(preload=preload, spares=spares)
     torch = Replaced(preload=preload, spares=spares, beside=light, reopens=False)
     loader._boxes = Sandboxes(light, torch)
-    loader.warm_up()
+    loader._warm_up()
     return loader
 
 
