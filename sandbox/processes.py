@@ -28,10 +28,12 @@ _LAST_WORDS = 2000  # bytes of a dead zygote's stderr
 # folder, whatever else of that name the interpreter could find. Before that, so that a zygote whose
 # parent dies does not first finish its imports: SIGIO where the control socket ends. fcntl(2)
 # All of pyroute2 takes 0.1 s to import, of which the messages that `network` needs are a twentieth.
-# The collector would walk all that is imported many times, to find next to nothing.
+# The collector would walk all that is imported many times, to find next to nothing. dill asks for
+# the folder of temporary files, which Python finds by writing to it: it is told one.
 _BOOT = """
-import fcntl, gc, os, select, signal, sys
+import fcntl, gc, os, select, signal, sys, tempfile
 gc.disable()
+tempfile.tempdir = "/tmp"
 from importlib.util import module_from_spec, spec_from_file_location
 folder, fd = sys.argv[1], int(sys.argv[2])
 sys.path += [path for path in sys.argv[3:] if path not in sys.path]

@@ -127,7 +127,8 @@ class Sandbox:
         The function takes (request: bytes, fds: list[int]) and returns (bytes, list of fds).
         `reserved`: of a `reserve` around this call, of this sandbox or of one beside it.
         `meanwhile`: called when the worker has its request; it must not take long.
-        `limits.wall` counts from here once the zygote serves. Raises IsolationError, before the
+        `limits.wall` counts from here once the zygote serves, and is for all runs of a reservation
+        together; the other limits are each run's. Raises IsolationError, before the
         worker has seen anything, where a layer in `require` cannot be had; LimitError; WorkerError
         where the function raises, dies or breaks the protocol; ClosedError.
         """
@@ -140,9 +141,10 @@ class Sandbox:
         size = len(body) + sum(os.fstat(fd).st_size for fd in fds)
         resolved = (limits or Limits()).resolved(size)
         self._pool.serving()
-        deadline = time.monotonic() + resolved.wall
+        started = time.monotonic()
         with contextlib.nullcontext(reserved) if reserved is not None else self.reserve() as place:
-            if not place.take_slot(resolved.wall):
+            deadline = started + resolved.wall - place.spent
+            if not place.take_slot(max(0.0, deadline - started)):
                 raise LimitError("wall", resolved.wall, "no worker became free")
             try:
                 worker = self._pool.take(deadline, resolved, place.next(self._pool))
@@ -160,6 +162,8 @@ class Sandbox:
             except SandboxError:
                 self._pool.raise_if_closed()
                 raise
+            finally:
+                place.spent += time.monotonic() - started
 
     def reopen(self, fd: int) -> int:
         """The regular file of `fd`, opened again through a read-only mount: for a worker.

@@ -47,6 +47,7 @@ class Reservation:
         self._lock = threading.Lock()
         self._unburied = 0
         self._ended = False
+        self.spent = 0.0  # seconds, in runs
         self.begun: tuple[Pool, Worker] | None = None
         self.over: list[tuple[Pool, Worker]] = []
 

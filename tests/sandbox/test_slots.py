@@ -40,6 +40,18 @@ def is_free(box: Sandbox) -> bool:
     return give_back is not None
 
 
+def test_the_time_of_all_runs_in_a_reservation_is_limited(pair: Pair) -> None:
+    limits, nap = Limits(wall=2), f"{ENTRIES}:nap"
+    with pair[0].reserve() as place:
+        pair[0].run(nap, b"1.2", limits=limits, reserved=place)
+        with pytest.raises(LimitError) as raised:
+            pair[1].run(nap, b"1.2", limits=limits, reserved=place)
+        assert (raised.value.limit, raised.value.allowed) == ("wall", 2)
+        with pytest.raises(LimitError):
+            pair[0].run(ECHO, b"", limits=limits, reserved=place)
+    assert pair[0].run(nap, b"0.1", limits=limits).data is not None
+
+
 def test_two_runs_in_one_reservation_take_one_slot() -> None:
     with Sandbox(preload=[ENTRIES], max_workers=1) as box:
         for begin in (False, True):
