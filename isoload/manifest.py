@@ -362,7 +362,6 @@ class Reading(Struct):
     globals: list[str] = []
     calls: list[Call] = []
     warnings: list[str] = []
-    timings: dict[str, float] = {}
 
 
 class Loaded(Struct, tag="loaded"):

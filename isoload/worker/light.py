@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Iterator
 
 import msgspec
@@ -43,7 +42,6 @@ def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
     gc.disable()  # single use, and a large graph is walked once: nothing is worth collecting
     reading = Reading()
     _held.append(reading)
-    started = time.perf_counter()
     order = msgspec.msgpack.decode(request, type=manifest.Request)
     source = Source(fds[0], lead=order.lead)
     _held.append(source)
@@ -53,7 +51,6 @@ def main(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
     )
     if not read:
         return wire.encode_reply(manifest.Passed()), []
-    reading.timings["read"] = time.perf_counter() - started
     assert reading.graph is not None
     loaded = manifest.Loaded(reading=reading.report(), graph=reading.graph)
     return wire.encode_reply(loaded), [] if reading.arena is None else [reading.arena]

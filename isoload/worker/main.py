@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import io
 import os
-import time
 
 import msgspec
 import torch
@@ -45,13 +44,9 @@ def _answer(
     request: manifest.Request, source: WorkerSource, reading: Reading
 ) -> tuple[bytes, list[int]]:
     gc.disable()  # single use, and a large graph is walked once: nothing is worth collecting
-    started = time.perf_counter()
     read(source, request, reading)
-    reading.timings["read"] = time.perf_counter() - started
-    started = time.perf_counter()
     if reading.graph is None:
         reading.graph, reading.arena = describe(reading, tensors=request.tensors, budget=request)
-    reading.timings["describe"] = time.perf_counter() - started
     loaded = manifest.Loaded(reading=reading.report(), graph=reading.graph)
     return wire.encode_reply(loaded), [] if reading.arena is None else [reading.arena]
 

@@ -95,7 +95,6 @@ class Reading:
     globals: list[str] = field(default_factory=list)
     calls: list[manifest.Call] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
     location: Callable[[object], str] = _on_cpu
     mapping: tuple[int, int] | None = None
     trusted_offsets: bool = True
@@ -126,5 +125,4 @@ class Reading:
                 for call in self.calls
             ],
             warnings=[printable(text, MAX_MESSAGE) for text in self.warnings],
-            timings=self.timings,
         )
