@@ -13,7 +13,7 @@ from collections import deque
 
 from sandbox import create_memfd
 
-from .memory import HUGE_PAGE, anonymous, map_private, use_huge_pages
+from .memory import HUGE_PAGE, Anonymous, map_private
 from .snapshot import check_room, check_some, no_room
 
 _LARGE = 64 << 20
@@ -165,12 +165,11 @@ class ByThreads(Copying):
 
     def _make_room(self) -> None:
         try:
-            self._memory = anonymous(self._end)
+            self._memory = Anonymous(self._end)
         except OSError as error:  # a limit of this process's own, or no overcommitment
             if error.errno != errno.ENOMEM:
                 raise
             raise no_room(self._end, 0, self._name) from None
-        self._view = memoryview(self._memory)
         self._left = deque(range(0, self._end, _PIECE))
         self._ends = [self._end]  # where the file was found to end
         self._pages = _Pages()
@@ -184,9 +183,12 @@ class ByThreads(Copying):
                 start = self._left.pop() if huge else self._left.popleft()
                 end = min(start + _PIECE, self._end)
                 before = time.thread_time_ns()
-                use_huge_pages(self._memory, start, end, huge=huge)
+                if huge:
+                    self._memory.use_huge_pages(start, end)
+                self._memory.populate(start, end)
                 self._read(start, end)
-                self._pages.note(huge, time.thread_time_ns() - before)
+                if end - start == _PIECE:
+                    self._pages.note(huge, time.thread_time_ns() - before)
                 copied += 1
                 huge = self._pages.next(huge, copied)
         except IndexError:
@@ -196,15 +198,15 @@ class ByThreads(Copying):
         """What the file has for these offsets in the memory."""
         start = max(start, self.lead)
         while start < end:
-            count = os.preadv(self._fd, [self._view[start:end]], start - self.lead)
+            count = os.preadv(self._fd, [self._memory.view[start:end]], start - self.lead)
             if not count:
                 self._ends.append(start)
                 return
             start += count
 
     def _copied(self) -> memoryview:
-        use_huge_pages(self._memory, 0, self._end, huge=True)  # khugepaged may make them later
-        return self._view[: min(self._ends)]
+        self._memory.use_huge_pages(0, self._end)  # khugepaged may make them later
+        return self._memory.view[: min(self._ends)]
 
 
 class _Pages:

@@ -5,9 +5,9 @@ Nothing here knows what the bytes mean.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
-from contextlib import suppress
 from typing import Any
 
 HUGE_PAGE = 2 << 20
@@ -16,6 +16,10 @@ HUGE_PAGE = 2 << 20
 _WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 _MADV_HUGEPAGE = 14  # madvise(2)
 _MADV_NOHUGEPAGE = 15
+_MADV_POPULATE_WRITE = 23
+
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 
 def map_private(fd: int, size: int) -> mmap.mmap:
@@ -25,12 +29,29 @@ def map_private(fd: int, size: int) -> mmap.mmap:
     return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=_WRITABLE, **keep)
 
 
-def anonymous(size: int) -> mmap.mmap:
-    """Zeros, that take memory once they are written to. Raises OSError where there is no room."""
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=_WRITABLE)
+class Anonymous:
+    """Zeros, that take memory once they are written to. `view`: the bytes, from the start of a huge
+    page on, as not every kernel places a mapping by itself. Raises OSError where there is no
+    room."""
 
+    def __init__(self, size: int) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        memory = mmap.mmap(-1, size + HUGE_PAGE, flags=flags, prot=_WRITABLE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        start = -address % HUGE_PAGE
+        self._address = address + start
+        self.view = memoryview(memory)[start : start + size]
+        self._advise(0, size, _MADV_NOHUGEPAGE)
 
-def use_huge_pages(memory: mmap.mmap, start: int, end: int, *, huge: bool) -> None:
-    """Whether what has no page yet should get huge ones: a page fault for 2 MB instead of 512."""
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(_MADV_HUGEPAGE if huge else _MADV_NOHUGEPAGE, start, end - start)
+    def use_huge_pages(self, start: int, end: int) -> None:
+        """What has no page yet between these multiples of 2 MB should get huge ones: a page fault
+        instead of 512. Nothing, where the kernel has none."""
+        self._advise(start, end, _MADV_HUGEPAGE)
+
+    def populate(self, start: int, end: int) -> None:
+        """Take the pages from a multiple of 2 MB on, in one call. On a kernel before 5.14, none."""
+        self._advise(start, end, _MADV_POPULATE_WRITE)
+
+    def _advise(self, start: int, end: int, advice: int) -> None:
+        # Not by mmap.madvise, which keeps the interpreter's lock.
+        _madvise(self._address + start, end - start, advice)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import ctypes
 import hashlib
 import io
 import math
 import os
+import pathlib
 import random
 import signal
 import threading
@@ -19,7 +21,8 @@ import torch
 
 import isoload
 import sandbox
-from isoload.copying import ByKernel, ByThreads, copying
+from isoload.copying import ByKernel, ByThreads, _Pages, copying
+from isoload.memory import HUGE_PAGE
 
 pytestmark = pytest.mark.isolation
 
@@ -440,6 +443,35 @@ def test_a_copy_is_the_file_whoever_makes_it(tmp_path, monkeypatch, threads, siz
     assert same
     assert memory[made.lead :] == content
     assert (made.lead + size) % 64 == 0 or not at_end
+
+
+def test_a_large_copy_gets_huge_pages_where_they_are_wanted(tmp_path, monkeypatch):
+    """They need an aligned range: a mapping that begins anywhere never gets one by halves."""
+    setting = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this kernel gives no huge pages")
+    monkeypatch.setattr(_Pages, "next", lambda self, huge, copied: True)
+    path = tmp_path / "file"
+    path.write_bytes(bytes((64 << 20) + 12_345))
+    with path.open("rb") as file:
+        made = copying(file.fileno(), path.stat().st_size, "file")
+    memory, _ = made.finish()
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert address % HUGE_PAGE == 0
+    assert _huge_kilobytes(address) > 0
+
+
+def _huge_kilobytes(address):
+    """Of the mapping at that address."""
+    inside = False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        word = line.split()[0]
+        if "-" in word and not word.endswith(":"):
+            start, end = (int(part, 16) for part in word.split("-"))
+            inside = start <= address < end
+        elif inside and word == "AnonHugePages:":
+            return int(line.split()[1])
+    return 0
 
 
 def test_a_copy_in_one_thread_where_there_may_be_no_more(tmp_path, monkeypatch):
