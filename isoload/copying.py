@@ -49,7 +49,7 @@ class Copying(ABC):
         self._size, self._name = size, name
         self._end = lead + size
         self._cancelled = False
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._fd = os.dup(fd)
         try:
@@ -97,8 +97,8 @@ class Copying(ABC):
     def _run(self, number: int) -> None:
         try:
             self._copy(number)
-        except OSError as error:
-            self._error = error
+        except BaseException as error:
+            self._error = error  # for `finish` to raise
 
     def finish(self) -> tuple[memoryview, bool]:
         """See it through. Returns (the memory, `lead` bytes before the file's first; was the file
@@ -225,12 +225,14 @@ class _Pages:
 
     def next(self, huge: bool, copied: int) -> bool:
         """What a thread uses after `copied` pieces. The other kind is tried now and then."""
-        other = self._costs.get(not huge)
+        own, other = self._costs.get(huge), self._costs.get(not huge)
+        if own is None:
+            return huge
         if other is None:
             return huge if copied < _FIRST else not huge
         if copied % _SEEN_ENOUGH == 0:
             return not huge
-        return huge if self._costs[huge] <= other else not huge
+        return huge if own <= other else not huge
 
 
 def _state(fd: int) -> tuple[int, ...]:

@@ -129,7 +129,7 @@ class Digest:
         self._fd, self._size = fd, size
         self._hash = hashlib.sha256()
         self._cancelled = False
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="isoload-sha256", daemon=True)
         self._thread.start()
 
@@ -143,8 +143,8 @@ class Digest:
                     raise OSError(errno.EIO, "the file became shorter while it was read")
                 self._hash.update(buffer[:count])
                 done += count
-        except OSError as error:
-            self._error = error
+        except BaseException as error:
+            self._error = error  # for `hexdigest` to raise
 
     def cancel(self) -> None:
         """Stop, and wait until the thread has let go of the descriptor."""

@@ -491,6 +491,24 @@ def test_a_copy_in_one_thread_where_there_may_be_no_more(tmp_path, monkeypatch):
     assert made.finish()[1]
 
 
+@pytest.mark.parametrize("size", [1 << 20, 130 << 20])
+@pytest.mark.parametrize("error", [OSError(5, "bad disk"), MemoryError()])
+def test_what_stops_a_copying_thread_is_raised(tmp_path, monkeypatch, size, error):
+    """A piece that nobody copied would be zeros."""
+
+    def broken(*args):
+        raise error
+
+    monkeypatch.setattr(os, "preadv", broken)
+    monkeypatch.setattr(os, "sendfile", broken)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(size))
+    with path.open("rb") as file:
+        made = copying(file.fileno(), size, "file")
+    with pytest.raises(type(error)):
+        made.finish()
+
+
 def test_a_copy_that_was_never_begun_leaves_nothing(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(1 << 20))
