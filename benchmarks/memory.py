@@ -1,4 +1,5 @@
-"""Peak memory of a load: of the caller, its zygote and its worker together, by a memory cgroup.
+"""Peak memory of a load: of the caller, its zygote and its worker together, by a memory cgroup; of
+the caller alone, by its resident set; of the worker alone, as its report says (its own cgroup).
 
 The load runs in a new process in a new cgroup below this process's own, so that no other program's
 memory is counted and nothing outside is touched. Run as a program: `python -m benchmarks.memory`.
@@ -35,8 +36,9 @@ def _own_group() -> tuple[Path, tuple[str, str]] | None:
 
 
 def peak(file: File, mode: str) -> dict[str, int] | None:
-    """Bytes over those before the load: at the peak, and held with the result. None where no
-    cgroup can be made. `mode`: "torch", "isoload", "isoload mmap", or "spare": what one costs."""
+    """Bytes over those before the load: at the peak, and held with the result; at the peak of the
+    caller alone; all that the worker had at its peak. None where no cgroup can be made.
+    `mode`: "torch", "isoload", "isoload mmap", or "spare": what one costs."""
     own = _own_group()
     if own is None:
         return None
@@ -86,13 +88,32 @@ def main(group: str, usage_name: str, peak_name: str, mode: str, path: str) -> N
         before = int(usage.read_text())
         with suppress(OSError):
             highest.write_text("0")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        resident = _status("VmRSS")
+        worker = 0
         if mode == "torch":
             loaded = torch.load(path)
         else:
-            loaded = loader.load(path, mmap=mode == "isoload mmap")
-        held = int(usage.read_text()) - before
-        print(json.dumps({"peak": int(highest.read_text()) - before, "held": held}))
+            opened = loader.open(path, mmap=mode == "isoload mmap")
+            loaded = opened.object
+            worker = opened.report.usage.memory if opened.report.usage is not None else 0
+        result = {
+            "peak": int(highest.read_text()) - before,
+            "held": int(usage.read_text()) - before,
+            "caller": _status("VmHWM") - resident,
+            "worker": worker,
+        }
+        print(json.dumps(result))
         del loaded
+
+
+def _status(field: str) -> int:
+    """Bytes, of proc_pid_status(5)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) << 10
+    raise LookupError(field)
 
 
 def _small(path: str) -> str:
