@@ -36,6 +36,8 @@ from .views import Span, View
 from .vocabulary import UNTYPED, Vocabulary
 
 _NOTHING: tuple[()] = ()
+_LARGEST = 1 << 50
+"""Elements of a storage: more than any has."""
 _OTHERS = ("model.json", "constants.pkl")
 """Records that tell a TorchScript archive."""
 _OTHER_WORDS = ("torch.nested.", "torch._dynamo.", "torch.distributed.")
@@ -214,12 +216,14 @@ class _Spans:
         word, named, key, location, count = saved_id
         if word != "storage" or type(key) is not str or type(location) is not str:
             raise Unusual
+        kind = self._kind(named)  # also of a storage that is known: the machine would look, too
+        if type(count) is not int or not 0 <= count <= _LARGEST:
+            raise Unusual
         known = self._known.get(key)
         if known is not None:
             return known
-        kind = self._kind(named)
         offset, nbytes = self._records["data/" + key]
-        if type(count) is not int or nbytes != count * kind.itemsize or offset % kind.itemsize:
+        if nbytes != count * kind.itemsize or offset % kind.itemsize:
             raise Unusual
         check_location(location)
         span = Span(self._base + offset, nbytes, kind, location)

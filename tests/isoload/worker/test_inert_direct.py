@@ -116,13 +116,25 @@ def _told(reading: Reading, graph: manifest.Graph, arena: int | None) -> Any:
 
 
 def _nodes(graph: manifest.Graph) -> Any:
-    """All of them. A set is in the order of its hashes, and those of torch's values are not those
-    of what stands for them: of a graph with such a set, what its nodes hold but indices."""
+    """All of them. A set is in the order of its hashes, and those of torch's values and of recorded
+    names are not the same each time: of a graph with such a set, what its nodes hold but indices.
+    """
     sets = [node for node in graph.nodes if isinstance(node, manifest.Set)]
-    if any(isinstance(graph.nodes[i], manifest.Named) for node in sets for i in node.items):
-        kept = [n for n in graph.nodes if not isinstance(n, (manifest.List, manifest.Tuple))]
-        return sorted(str(n) for n in kept if not isinstance(n, (manifest.Set, manifest.Dict)))
+    hashed = manifest.Named | manifest.Opaque
+    if any(isinstance(graph.nodes[i], hashed) for node in sets for i in node.items):
+        return sorted(msgspec.msgpack.encode(_bare(node)) for node in graph.nodes)
     return msgspec.msgpack.encode(graph.nodes)
+
+
+def _bare(node: Any) -> Any:
+    """A node without the indices of others."""
+    if isinstance(node, manifest.Opaque):
+        return node.name, node.reference
+    if isinstance(node, manifest.Tensor):
+        return msgspec.structs.replace(node, attrs=manifest.NONE)
+    if isinstance(node, (manifest.List, manifest.Tuple, manifest.Set, manifest.Dict)):
+        return type(node).__name__
+    return node
 
 
 def _placed(storage: manifest.Storage, arena: bytes) -> Any:
@@ -314,6 +326,23 @@ def _random(random_: random.Random) -> bytes:
     pieces = FRAGMENTS + FOREIGN
     body = b"".join(random_.choices(pieces, k=random_.randint(1, 12)))
     return b"\x80\x02" + random_.choice([b"c__main__\nNet\n)\x81", b""]) + body + b"."
+
+
+def test_each_mention_of_a_storage_is_checked_and_not_only_the_first() -> None:
+    def mention(kind: bytes, count: bytes = b"K\x04") -> bytes:
+        texts = [b"X%c\0\0\0%s" % (len(text), text) for text in (b"storage", b"0", b"cpu")]
+        return b"(" + texts[0] + b"c" + kind + b"\n" + texts[1] + texts[2] + count + b"tQ"
+
+    whole = b"torch\nFloatStorage"
+    for second, read in (
+        (mention(whole), True),
+        (mention(b"torch\nFloatStoratStorage"), False),
+        (mention(b"os\nsystem"), False),
+        (mention(whole, b"N"), False),
+        (mention(whole, b"J\xff\xff\xff\xff"), False),
+    ):
+        program = b"\x80\x02(c__main__\nNet\n)\x81" + mention(whole) + second + b"t."
+        assert same(archive(program, {"data/0": bytes(16)}), POLICIES[0]) is read
 
 
 @pytest.mark.parametrize("seed", range(4))
