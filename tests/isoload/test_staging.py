@@ -142,6 +142,9 @@ def test_every_byte_arrives(device, nbytes):
 
 def test_a_large_storage_is_placed_by_staging_and_a_small_one_is_not(device, monkeypatch):
     monkeypatch.setattr("isoload.placement.LARGE", 100)
+    # Without what the worker's modules register, where other tests have imported them.
+    own = [entry for entry in torch.serialization._package_registry if entry[0] >= 10]
+    monkeypatch.setattr(torch.serialization, "_package_registry", own)
     data = torch.randint(0, 256, (100,), dtype=torch.uint8)
     placed = Placement("cuda:0").storage(data.untyped_storage(), "cpu")
     assert placed._cdata == device.made[0].untyped_storage()._cdata
