@@ -57,9 +57,10 @@ def other_table(results: Results) -> str:
     lines += ["", "| memory over what was held before, MB | " + " | ".join(columns.values()) + " |"]
     lines += ["|---|" + "---|" * len(columns)]
     for name, measured in results["memory"].items():
-        used = measured or {}  # no memory cgroup can be made here
+        used = measured or {}
+        shown = name if measured else f"{name} (no memory cgroup can be made here)"
         cells = [f"{used[key] / 2**20:.0f}" if key in used else "" for key in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     lines += ["", "| cold: a new process | seconds |", "|---|---|"]
     lines += [f"| {name} | {seconds:.2f} |" for name, seconds in results["cold"].items()]
     return "\n".join(lines)

@@ -38,10 +38,10 @@ class Facts(msgspec.Struct, frozen=True):
 def gather() -> Facts:
     """Of the torch of this process."""
     import torch  # noqa: PLC0415 - who only reads the facts must not import it
-    from torch import _weights_only_unpickler  # noqa: PLC0415
-    from torch._utils import IMPORT_MAPPING, NAME_MAPPING  # noqa: PLC0415
+    from torch import _weights_only_unpickler  # noqa: PLC0415 - the same
+    from torch._utils import IMPORT_MAPPING, NAME_MAPPING  # noqa: PLC0415 - the same
 
-    from .torch_values import TORCH_GLOBALS, torch_constants  # noqa: PLC0415
+    from .torch_values import TORCH_GLOBALS, torch_constants  # noqa: PLC0415 - it has torch
 
     dtypes = {name: getattr(torch, name, None) for name in DTYPES}
     kinds = torch.storage._storage_type_to_dtype_map()

@@ -62,7 +62,7 @@ def import_parts(package: str, user: str) -> None:
     sys.modules[package] = importlib.util.module_from_spec(spec)  # it has a path, and is not run
     try:
         importlib.import_module(user)
-    except Exception:
+    except Exception:  # whatever a part says without the whole: `user` is imported as usual then
         for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
             del sys.modules[name]
     finally:

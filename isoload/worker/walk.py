@@ -295,7 +295,7 @@ class Walk:
 
     def tensor(self, value: Any) -> int:
         """The node of a value of the `tensor_kinds`."""
-        raise NotImplementedError
+        raise NotImplementedError  # a Walk without `tensor_kinds` is never asked
 
     def open_tensor(self, value: Any, kind: type) -> Frame | int | None:
         """A tensor of any other kind; None for what is none."""

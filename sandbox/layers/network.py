@@ -87,7 +87,7 @@ class _Link(ifinfmsg):  # type: ignore[misc]  # pyroute2 has no types
     nla_map = ()
 
 
-class _Marshal(Marshal):  # type: ignore[misc]
+class _Marshal(Marshal):  # type: ignore[misc]  # the same
     msg_map: ClassVar[dict[int, Any]] = {
         RTM_NEWLINK: _Link,
         RTM_NEWADDR: ifaddrmsg,

@@ -57,7 +57,7 @@ def attack(run: Callable[..., Reply]) -> Attack:
 class Replaced(Sandbox):
     """isoload's sandbox with the worker's program replaced by the attacker's."""
 
-    def run(  # type: ignore[override]
+    def run(  # type: ignore[override]  # the options are the sandbox's own affair
         self, entry: str, request: bytes, fds: Any = (), limits: Any = None, **options: Any
     ) -> Reply:
         del entry

@@ -151,6 +151,10 @@ def test_a_large_storage_is_placed_by_staging_and_a_small_one_is_not(device, mon
     assert device.made[0].held.equal(data)
     with mock.patch("isoload.placement.copy_to_cuda", side_effect=AssertionError):
         assert Placement("cpu").storage(data.untyped_storage(), "cuda:0").device.type == "cpu"
+        small = data[:99].clone().untyped_storage()
+        with mock.patch("torch.serialization.default_restore_location", return_value=small) as own:
+            Placement("cuda:0").storage(small, "cpu")
+        own.assert_called_once_with(small, "cuda:0")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")

@@ -118,7 +118,7 @@ def build_array(array: np.ndarray[Any, Any], state: object) -> None:
     else:
         data = raw(data, count * dtype.itemsize)
         want(len(data) == count * dtype.itemsize)
-    array.__setstate__((1, dims, dtype, bool(fortran), data))  # type: ignore[arg-type]
+    array.__setstate__((1, dims, dtype, bool(fortran), data))  # type: ignore[arg-type]  # as above
 
 
 @ARRAYS("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")

@@ -92,7 +92,7 @@ def _forked(call: object) -> str:
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        os.write(write, attempt(call).encode())  # type: ignore[arg-type]
+        os.write(write, attempt(call).encode())  # type: ignore[arg-type]  # any callable
         os._exit(0)
     os.waitpid(child, 0)
     return os.read(read, 100).decode()

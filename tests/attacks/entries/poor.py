@@ -74,5 +74,5 @@ def _remount() -> None:
 def _connect(family: int, kind: int, address: object) -> None:
     with socket.socket(family, kind) as client:
         client.settimeout(2)
-        client.connect(address)  # type: ignore[arg-type]
+        client.connect(address)  # type: ignore[arg-type]  # per family
         client.send(b"attack")

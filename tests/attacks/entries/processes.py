@@ -121,7 +121,7 @@ def pipes(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
 def _connect(family: int, kind: int, address: object) -> None:
     with socket.socket(family, kind) as client:
         client.settimeout(2)
-        client.connect(address)  # type: ignore[arg-type]
+        client.connect(address)  # type: ignore[arg-type]  # per family
         with contextlib.suppress(OSError):
             client.send(b"isoload-attack")
 

@@ -48,7 +48,7 @@ def spoil(request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
             ("link", _link, fd),
             ("immutable", fcntl.ioctl, fd, 0x40086602, struct.pack("Q", 0x10)),
         ):
-            results[f"{name}({fd})"] = attempt(call, *arguments)  # type: ignore[arg-type]
+            results[f"{name}({fd})"] = attempt(call, *arguments)  # type: ignore[arg-type]  # mixed
     return say(results)
 
 
